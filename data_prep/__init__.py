@@ -1,0 +1,1 @@
+"""Archives of imagery, or generated scenes, into HDF5 shards."""

@@ -1,0 +1,261 @@
+"""`frontier shards write|verify|stats|info|bench|card`: the command line of data preparation."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from frontier.errors import EXIT_OK, EXIT_USER
+
+
+def main(argv: list[str]) -> int:
+    """Run one sub-command; returns the exit code. `UserError` is left to the caller, which prints it."""
+    arguments = _parser().parse_args(argv)
+    return arguments.run(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="frontier shards",
+        description="Imagery, or generated scenes, into HDF5 shards; and what they hold.",
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    _add_write(verbs)
+
+    def verb(name: str, text: str, run: Any) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.add_argument("shards", metavar="SHARDS", type=Path, help="directory that `frontier shards write` made")
+        sub.add_argument("--json", action="store_true", help="print the answer as JSON")
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = verb("verify", "check every shard's size and sha256 against the manifest", _verify)
+    sub.add_argument(
+        "--deep", action="store_true", help="also check every sample's checksum and recompute the statistics"
+    )
+    verb("stats", "per-band statistics of the train split", _stats)
+    verb("info", "splits, columns, classes and sizes", _info)
+    sub = verb("bench", "samples/s of reading in order: memory map, h5py, and the same bytes plainly", _bench)
+    sub.add_argument("--split", default="train", help="split to read (default: %(default)s)")
+    sub.add_argument("--column", help="image column to read (default: the first)")
+    sub.add_argument("--block", type=int, default=64, help="samples a read (default: %(default)s)")
+    sub.add_argument("--seconds", type=float, default=1.0, help="time for each reader (default: %(default)s)")
+    sub = verb("card", "a Markdown dataset card", _card)
+    sub.add_argument("--output", type=Path, help="file to write (default: the terminal)")
+    return parser
+
+
+def _add_write(verbs: Any) -> None:
+    sub = verbs.add_parser(
+        "write",
+        help="write shards, or finish an interrupted write",
+        description="Write shards from a folder of images or from generated scenes. Run again after an "
+        "interruption: only what is missing is written.",
+    )
+    source = sub.add_mutually_exclusive_group(required=True)
+    source.add_argument("--from", dest="folder", type=Path, metavar="FOLDER", help="images, in class folders or flat")
+    source.add_argument("--scenes", type=int, metavar="N", help="generate N labelled multi-sensor scenes")
+    sub.add_argument("out", metavar="OUT", type=Path, help="directory to write")
+    sub.add_argument("--name", help="name of the data set (default: the folder's)")
+    sub.add_argument("--seed", type=int, default=0, help="seed of order, splits and scenes (default: %(default)s)")
+    sub.add_argument(
+        "--test-fraction", type=float, help="share of every class held out (default: 0.2 with labels, else 0)"
+    )
+    sub.add_argument("--val-fraction", type=float, default=0.0, help="likewise for val (default: %(default)s)")
+    sub.add_argument("--shard-mib", type=float, default=256, help="largest shard (default: %(default)s)")
+    sub.add_argument("--samples-per-shard", type=int, help="instead of --shard-mib")
+    sub.add_argument(
+        "--compression",
+        choices=("none", "gzip", "lzf"),
+        default="none",
+        help="none is fastest: memory-mapped (default: %(default)s)",
+    )
+    sub.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
+    sub.add_argument("--overwrite", action="store_true", help="replace shards of another plan in OUT")
+    sub.add_argument("--json", action="store_true", help="print the summary as JSON")
+    folder = sub.add_argument_group("with --from")
+    folder.add_argument("--image-size", type=int, metavar="N", help="side in pixels (default: the images' own)")
+    folder.add_argument(
+        "--fit",
+        choices=("resize", "crop", "resize_crop"),
+        default="resize_crop",
+        help="resize: scale both sides to N; crop: the centre at native resolution; resize_crop: scale the "
+        "shorter side to N, crop the centre (default)",
+    )
+    folder.add_argument(
+        "--channels",
+        choices=("auto", "rgb", "grey"),
+        default="auto",
+        help="auto: one band if every image is grey, else three (grey is repeated); alpha is dropped",
+    )
+    folder.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="images that cannot be used are listed in OUT/unreadable.tsv; stop before writing, or leave them out",
+    )
+    folder.add_argument("--gsd-m", type=float, help="ground sampling distance in metres, recorded")
+    folder.add_argument("--license", help="licence of the images, recorded")
+    folder.add_argument("--citation", help="how to cite the images, recorded")
+    scenes = sub.add_argument_group("with --scenes")
+    scenes.add_argument(
+        "--sensors",
+        default="rgb",
+        help="comma-separated: rgb (column image), s2, s1, naip (default: %(default)s)",
+    )
+    scenes.add_argument("--size", type=int, default=64, help="side in pixels of 10 m (default: %(default)s)")
+    sub.set_defaults(run=_write)
+
+
+def _write(arguments: argparse.Namespace) -> int:
+    from data_prep.folder import REPORT, FolderOptions, scan_folder
+    from data_prep.plan import PlanOptions
+    from data_prep.scenes import SceneSource
+    from data_prep.source import Source
+    from data_prep.writer import check_target, write
+
+    check_target(arguments.out)
+    source: Source
+    if arguments.folder is not None:
+        source = scan_folder(
+            arguments.folder,
+            FolderOptions(
+                arguments.image_size,
+                arguments.fit,
+                arguments.channels,
+                arguments.on_error,
+                arguments.gsd_m,
+                arguments.name,
+                arguments.license,
+                arguments.citation,
+            ),
+            workers=arguments.workers,
+            report=arguments.out / REPORT,
+        )
+    else:
+        source = SceneSource(
+            arguments.scenes,
+            seed=arguments.seed,
+            size=arguments.size,
+            sensors=[sensor.strip() for sensor in arguments.sensors.split(",") if sensor.strip()],
+            name=arguments.name,
+        )
+    listing = source.listing()
+    labelled = bool(listing.classes)
+    test = arguments.test_fraction
+    options = PlanOptions(
+        seed=arguments.seed,
+        val_fraction=arguments.val_fraction,
+        test_fraction=test if test is not None else (0.2 if labelled and not any(listing.splits) else 0.0),
+        shard_bytes=int(arguments.shard_mib * (1 << 20)),
+        samples_per_shard=arguments.samples_per_shard,
+        compression=arguments.compression,
+    )
+    done = write(
+        source,
+        arguments.out,
+        options,
+        workers=arguments.workers,
+        overwrite=arguments.overwrite,
+        progress=_progress(),
+    )
+    manifest = done.manifest
+    size = sum(shard["bytes"] for shard in manifest["shards"])
+    summary = {
+        "shards": str(arguments.out),
+        "samples": manifest["samples"],
+        "splits": {name: split["samples"] for name, split in manifest["splits"].items()},
+        "classes": len(manifest["classes"]),
+        "files_written": done.shards_written,
+        "files_kept": done.shards_kept,
+        "bytes": size,
+        "seconds": round(done.seconds, 2),
+        "fingerprint": manifest["fingerprint"],
+        "notes": manifest["notes"],
+    }
+    if arguments.json:
+        print(json.dumps(summary, indent=1))
+        return EXIT_OK
+    splits = ", ".join(f"{name} {count:,}" for name, count in summary["splits"].items())
+    skipped = manifest["notes"].get("skipped", 0)
+    print(
+        f"{arguments.out}: {manifest['samples']:,} samples ({splits}), {len(manifest['classes'])} classes, "
+        f"{len(manifest['shards'])} shards ({done.shards_written} written, {done.shards_kept} kept), "
+        f"{size / (1 << 20):,.1f} MiB in {done.seconds:.1f} s"
+        + (f"; {skipped} images skipped, named in {arguments.out / REPORT}" if skipped else "")
+    )
+    return EXIT_OK
+
+
+def _progress() -> Any:
+    if not sys.stderr.isatty():
+        return None
+    begun = time.monotonic()
+
+    def show(done: int, total: int, left: int) -> None:
+        rate = done / max(time.monotonic() - begun, 1e-9)
+        end = "\n" if left == 0 else ""
+        print(
+            f"\r{done:,}/{total:,} samples, {rate:,.0f}/s, {left} shards left ",
+            end=end,
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return show
+
+
+def _print(arguments: argparse.Namespace, answer: Any, text: str) -> None:
+    print(json.dumps(answer, indent=1) if arguments.json else text)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from data_prep.inspect import verify
+
+    problems, checked = verify(arguments.shards, deep=arguments.deep)
+    lines = problems or [f"{arguments.shards}: {checked} shards are whole" + (", deep" if arguments.deep else "")]
+    _print(arguments, {"ok": not problems, "shards": checked, "problems": problems}, "\n".join(lines))
+    return EXIT_USER if problems else EXIT_OK
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    from data_prep.inspect import statistics_table
+    from frontier.data.manifest import load_manifest
+
+    manifest = load_manifest(arguments.shards)
+    answer = {name: spec.get("statistics") for name, spec in manifest["images"].items()}
+    _print(arguments, answer, statistics_table(manifest))
+    return EXIT_OK
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from data_prep.inspect import info, info_text
+
+    answer = info(arguments.shards)
+    _print(arguments, answer, info_text(answer))
+    return EXIT_OK
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from data_prep.bench import bench, bench_text
+
+    answer = bench(arguments.shards, arguments.split, arguments.column, arguments.block, arguments.seconds)
+    _print(arguments, answer, bench_text(answer))
+    return EXIT_OK
+
+
+def _card(arguments: argparse.Namespace) -> int:
+    from data_prep.inspect import card
+    from frontier.data.manifest import load_manifest
+
+    text = card(load_manifest(arguments.shards))
+    if arguments.output is not None:
+        arguments.output.write_text(text, encoding="utf-8")
+        print(f"{arguments.output}: written")
+    else:
+        _print(arguments, {"card": text}, text)
+    return EXIT_OK

@@ -1,0 +1,253 @@
+"""Answers about a shard directory: is it whole, what does it hold, and its dataset card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.shard_file import file_sha256, wrong_samples
+from data_prep.statistics import block_samples, block_statistics, merge_statistics, published_statistics
+from frontier.data.hdf5 import OpenShard, check_size
+from frontier.data.manifest import load_manifest
+from frontier.data.shards import ShardSet
+from frontier.errors import UserError
+
+
+def verify(directory: str | Path, *, deep: bool = False) -> tuple[list[str], int]:
+    """Check every shard: size, sha256 and structure; `deep` also every sample's checksum, that no sample is in two
+    splits, and the statistics, computed again.
+
+    Returns (problems, one line each; number of shards looked at). A damaged manifest raises `UserError`.
+    """
+    directory = Path(directory)
+    manifest = load_manifest(directory)
+    problems: list[str] = []
+    parts: dict[str, list[dict[str, Any]]] = {name: [] for name in manifest["images"]}
+    home: dict[bytes, str] = {}
+    for entry in manifest["shards"]:
+        path = directory / entry["file"]
+        try:
+            check_size(path, entry["bytes"])
+            if file_sha256(path) != entry["sha256"]:
+                problems.append(
+                    f"shard {path}: its sha256 is not the manifest's: run the same `frontier shards write` again"
+                )
+            shard = OpenShard(path, entry["samples"], manifest["images"], manifest["columns"])
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        try:
+            if deep:
+                problems += _verify_samples(shard, path, entry, manifest, parts, home)
+        except OSError as error:
+            # A filter or checksum of HDF5 refused the stored bytes.
+            problems.append(f"shard {path}: cannot be decoded ({str(error).splitlines()[0]})")
+        finally:
+            shard.close()
+    if deep and not problems:
+        problems += _compare_statistics(directory, manifest, parts)
+    return problems, len(manifest["shards"])
+
+
+def _verify_samples(
+    shard: OpenShard,
+    path: Path,
+    entry: dict[str, Any],
+    manifest: dict[str, Any],
+    parts: dict[str, list[dict[str, Any]]],
+    home: dict[bytes, str],
+) -> list[str]:
+    problems = []
+    images = manifest["images"]
+    if "crc32" in manifest["columns"]:
+        wrong = wrong_samples(shard, images)
+        if len(wrong):
+            problems.append(f"shard {path}: {len(wrong)} samples are damaged, the first is number {wrong[0]}")
+    if "sample_id" in manifest["columns"]:
+        for name in shard.arrays["sample_id"][:].tolist():
+            if home.setdefault(name, entry["split"]) != entry["split"]:
+                problems.append(f"shard {path}: sample {name.decode(errors='replace')} is also in split {home[name]}")
+    if entry["split"] == "train":
+        size = block_samples(max(_sample_bytes(spec) for spec in images.values()))
+        for name, spec in images.items():
+            found = [
+                block_statistics(np.asarray(shard.arrays[name][start : start + size]), spec.get("nodata"))
+                for start in range(0, entry["samples"], size)
+            ]
+            parts[name].append(merge_statistics(found, spec["shape"][0]))
+    return problems
+
+
+def _sample_bytes(spec: dict[str, Any]) -> int:
+    return int(np.prod(spec["shape"])) * np.dtype(spec["dtype"]).itemsize
+
+
+def _compare_statistics(directory: Path, manifest: dict[str, Any], parts: dict[str, list[dict[str, Any]]]) -> list[str]:
+    problems = []
+    for name, spec in manifest["images"].items():
+        found = published_statistics(merge_statistics(parts[name], spec["shape"][0]))
+        listed = spec.get("statistics")
+        if (found is None) != (listed is None):
+            problems.append(f"shards {directory}: statistics of {name!r} are missing or out of place")
+        elif found is not None and listed is not None:
+            for key in ("count", "mean", "std", "min", "max"):
+                if not np.allclose(found[key], listed[key], rtol=1e-9, atol=1e-9):
+                    problems.append(
+                        f"shards {directory}: {key} of {name!r} is {listed[key]} in the manifest, {found[key]} in "
+                        "the data: run the same `frontier shards write` again"
+                    )
+    return problems
+
+
+def info(directory: str | Path) -> dict[str, Any]:
+    """What `frontier shards info --json` prints: the manifest in short, with label counts of every split."""
+    manifest = load_manifest(directory)
+    splits: dict[str, Any] = {}
+    for name, entry in manifest["splits"].items():
+        found: dict[str, Any] = {"samples": entry["samples"], "shards": len(entry["shards"])}
+        if manifest["classes"] and "label" in manifest["columns"]:
+            labels = ShardSet(directory, name).column("label")
+            counts = np.bincount(labels[labels >= 0], minlength=len(manifest["classes"]))
+            found["labels"] = dict(zip(manifest["classes"], counts.tolist(), strict=True))
+        splits[name] = found
+    return {
+        "name": manifest["name"],
+        "path": str(directory),
+        "schema": manifest["schema"],
+        "fingerprint": manifest["fingerprint"],
+        "samples": manifest["samples"],
+        "bytes": sum(shard["bytes"] for shard in manifest["shards"]),
+        "splits": splits,
+        "images": {
+            name: {key: spec.get(key) for key in ("shape", "dtype", "layout", "gsd_m", "units", "nodata")}
+            | {"bands": [band["name"] for band in spec["bands"]]}
+            for name, spec in manifest["images"].items()
+        },
+        "columns": manifest["columns"],
+        "classes": manifest["classes"],
+        "license": manifest.get("license"),
+        "created_by": manifest.get("created_by"),
+    }
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text as aligned columns, the first to the left, the others to the right."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if k == 0 else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def info_text(found: dict[str, Any]) -> str:
+    """`info` for a person."""
+    lines = [
+        f"{found['name']}: {found['samples']:,} samples, {found['bytes'] / (1 << 20):,.1f} MiB, {found['path']}",
+        "",
+        table(
+            [("split", "samples", "shards")]
+            + [(name, f"{s['samples']:,}", str(s["shards"])) for name, s in found["splits"].items()]
+        ),
+        "",
+        table(
+            [("images", "shape", "type", "gsd", "bands")]
+            + [
+                (
+                    name,
+                    "x".join(map(str, spec["shape"])),
+                    spec["dtype"],
+                    f"{spec['gsd_m']:g} m" if spec["gsd_m"] else "unknown",
+                    " ".join(spec["bands"]),
+                )
+                for name, spec in found["images"].items()
+            ]
+        ),
+        "",
+        "columns: " + ", ".join(f"{name} {dtype}" for name, dtype in found["columns"].items()),
+    ]
+    if found["classes"]:
+        names = list(found["splits"])
+        lines += [
+            "",
+            table(
+                [("class", *names)]
+                + [(c, *(f"{found['splits'][s]['labels'][c]:,}" for s in names)) for c in found["classes"]]
+            ),
+        ]
+    return "\n".join(lines)
+
+
+def statistics_table(manifest: dict[str, Any]) -> str:
+    """Per-band statistics of the train split, in stored units."""
+    parts = []
+    for name, spec in manifest["images"].items():
+        found = spec.get("statistics")
+        if not found:
+            parts.append(f"{name}: no statistics, for want of a train split")
+            continue
+        rows = [("band", "mean", "std", "min", "max")]
+        for k, band in enumerate(spec["bands"]):
+            rows.append((band["name"], *(f"{found[key][k]:.4f}" for key in ("mean", "std", "min", "max"))))
+        parts.append(f"{name} ({spec['dtype']}, {found['count']:,} pixels)\n{table(rows)}")
+    return "\n\n".join(parts)
+
+
+def card(manifest: dict[str, Any]) -> str:
+    """A Markdown dataset card. What is not recorded is said to be so."""
+    unknown = "not recorded"
+    total = sum(shard["bytes"] for shard in manifest["shards"])
+    lines = [
+        f"# {manifest['name']}",
+        "",
+        f"{manifest['samples']:,} samples in {len(manifest['shards'])} HDF5 shards "
+        f"({total / (1 << 20):,.1f} MiB), schema `{manifest['schema']}`.",
+        "",
+        f"- Licence: {manifest.get('license') or unknown}",
+        f"- Citation: {manifest.get('citation') or unknown}",
+        f"- Written by: {manifest.get('created_by') or unknown}",
+        f"- Fingerprint: `{manifest['fingerprint']}`",
+        "",
+        "## Splits",
+        "",
+        "| split | samples | shards |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {n} | {s['samples']:,} | {len(s['shards'])} |" for n, s in manifest["splits"].items()]
+    if manifest["classes"]:
+        lines += ["", "## Classes", "", ", ".join(manifest["classes"])]
+    for name, spec in manifest["images"].items():
+        channels, height, width = spec["shape"]
+        gsd = f"{spec['gsd_m']:g} m" if spec.get("gsd_m") else unknown
+        lines += [
+            "",
+            f"## Images: {name}",
+            "",
+            f"{channels} bands of {height} x {width} pixels, {spec['dtype']}, ground sampling distance {gsd}, "
+            f"units: {spec.get('units') or unknown}, scale {spec.get('scale', 1):g}, "
+            f"nodata: {spec['nodata'] if spec.get('nodata') is not None else 'none'}.",
+            "",
+            "| band | centre (nm) | width (nm) | mean | std | min | max |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        found = spec.get("statistics")
+        for k, band in enumerate(spec["bands"]):
+            centre = f"{band['centre_nm']:g}" if band["centre_nm"] else unknown
+            width_nm = f"{band['width_nm']:g}" if band["width_nm"] else unknown
+            numbers = (
+                " | ".join(f"{found[key][k]:.4g}" for key in ("mean", "std", "min", "max"))
+                if found
+                else " | ".join(["-"] * 4)
+            )
+            lines.append(f"| {band['name']} | {centre} | {width_nm} | {numbers} |")
+    lines += ["", "## Columns", "", "| column | type |", "|---|---|"]
+    lines += [f"| {name} | {dtype} |" for name, dtype in manifest["columns"].items()]
+    notes = {key: value for key, value in (manifest.get("notes") or {}).items() if value}
+    if notes:
+        lines += ["", "## Notes", ""] + [f"- {key.replace('_', ' ')}: {value}" for key, value in notes.items()]
+    return "\n".join(lines) + "\n"

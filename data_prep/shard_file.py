@@ -1,0 +1,228 @@
+"""Writing, checking and recording one shard file. One writer owns a shard from its first byte to its name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from data_prep.plan import PlannedShard
+from data_prep.source import ImageColumn, Source
+from data_prep.statistics import block_samples, block_statistics, merge_statistics, sample_checksums
+from frontier.data.hdf5 import OpenShard
+from frontier.errors import UserError
+
+DONE_SCHEMA = "frontier-shard-done/1"
+ALIGNMENT = 4096
+"""Image data begins at a multiple of the page size, so that maps and direct reads need no shifting."""
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """All that a worker needs, besides the source, to write one shard."""
+
+    shard: PlannedShard
+    ids: tuple[bytes, ...]
+    labels: np.ndarray
+    columns: dict[str, str]
+    images: dict[str, Any]
+    compression: str
+    fingerprint: str
+    directory: str
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other live writer uses."""
+    return path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
+
+
+def remove_stale(directory: Path) -> int:
+    """Remove what killed writers of this host left behind; files of live processes stay. Returns how many."""
+    removed = 0
+    for path in list(directory.glob(".*.tmp-*")) + list(directory.glob("*/.*.tmp-*")):
+        host, _, pid = path.name.rpartition(".tmp-")[2].rpartition("-")
+        if host != socket.gethostname() or not pid.isdigit() or _alive(int(pid)):
+            continue
+        path.unlink(missing_ok=True)
+        removed += 1
+    return removed
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def done_path(shard: Path) -> Path:
+    """The record beside a finished shard."""
+    return shard.with_name(shard.name + ".done")
+
+
+def write_shard(task: ShardTask, source: Source) -> dict[str, Any]:
+    """Write one shard under a temporary name, sync it, read it back, rename it, and record it. Returns the record."""
+    path = Path(task.directory) / task.shard.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        parts = _write_file(temporary, task, source)
+        _sync(temporary)
+        checked = _read_back(temporary, task)
+        record = {
+            "schema": DONE_SCHEMA,
+            "plan": task.fingerprint,
+            "file": task.shard.file,
+            "split": task.shard.split,
+            "samples": len(task.shard.rows),
+            **checked,
+            "statistics": {name: merge_statistics(parts[name], spec["shape"][0]) for name, spec in task.images.items()},
+        }
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    write_json(done_path(path), record)
+    return record
+
+
+def _write_file(path: Path, task: ShardTask, source: Source) -> dict[str, list[dict[str, Any]]]:
+    count = len(task.shard.rows)
+    parts: dict[str, list[dict[str, Any]]] = {name: [] for name in task.images}
+    with h5py.File(
+        path,
+        "w",
+        libver=("v110", "v110"),
+        locking=False,
+        alignment_threshold=ALIGNMENT,
+        alignment_interval=ALIGNMENT,
+    ) as file:
+        datasets = {}
+        for name, spec in task.images.items():
+            shape = tuple(spec["shape"])
+            how: dict[str, Any] = {}
+            if task.compression != "none":
+                how = {
+                    "chunks": (1, *shape),
+                    "shuffle": True,
+                    "compression": task.compression,
+                    "fletcher32": True,
+                }
+            datasets[name] = file.create_dataset(name, (count, *shape), spec["dtype"], track_times=False, **how)
+        values = {name: np.zeros(count, dtype) for name, dtype in task.columns.items()}
+        values["sample_id"][:] = task.ids
+        values["label"][:] = task.labels
+        for start, stop, block in blocks(task.shard.rows, source):
+            for name, spec in task.images.items():
+                images = np.ascontiguousarray(block[name])
+                if images.shape != (stop - start, *spec["shape"]) or images.dtype != np.dtype(spec["dtype"]):
+                    raise ValueError(f"{name}: the source gave {images.dtype} {images.shape}, planned {spec}")
+                datasets[name][start:stop] = images
+                parts[name].append(block_statistics(images, spec["nodata"]))
+            for name in source.columns:
+                values[name][start:stop] = block[name]
+            values["crc32"][start:stop] = sample_checksums({name: block[name] for name in task.images})
+        for name in sorted(values):
+            file.create_dataset(name, data=values[name], track_times=False)
+        file.attrs["fingerprint"] = np.bytes_(task.fingerprint)
+    return parts
+
+
+def blocks(rows: tuple[int, ...], source: Source) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
+    """(start, stop, loaded columns) over `rows`, in pieces whose size only the data decides."""
+    size = block_samples(_sample_bytes(source.images))
+    for start in range(0, len(rows), size):
+        stop = min(start + size, len(rows))
+        yield start, stop, source.load(rows[start:stop])
+
+
+def _sample_bytes(images: dict[str, ImageColumn]) -> int:
+    return max(column.sample_bytes for column in images.values())
+
+
+def _read_back(path: Path, task: ShardTask) -> dict[str, Any]:
+    """Open as the reader does and compare every sample's checksum; returns {"bytes", "sha256"}."""
+    count = len(task.shard.rows)
+    shard = OpenShard(path, count, task.images, task.columns)
+    try:
+        wrong = wrong_samples(shard, task.images)
+        if len(wrong) or shard.arrays["sample_id"][:].tolist() != list(task.ids):
+            raise UserError(
+                f"shard {path}: what was read back differs from what was written (first at sample "
+                f"{wrong[0] if len(wrong) else 0}): the disk or memory is faulty; write elsewhere"
+            )
+    finally:
+        shard.close()
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def wrong_samples(shard: OpenShard, images: dict[str, Any]) -> np.ndarray:
+    """Indices of the samples whose bytes do not give their stored checksum."""
+    expected = np.asarray(shard.arrays["crc32"][:])
+    wrong = np.zeros(len(expected), bool)
+    size = block_samples(
+        max(int(np.prod(spec["shape"])) * np.dtype(spec["dtype"]).itemsize for spec in images.values())
+    )
+    for start in range(0, len(expected), size):
+        piece = slice(start, start + size)
+        found = sample_checksums({name: np.asarray(shard.arrays[name][piece]) for name in images})
+        wrong[piece] = found != expected[piece]
+    return np.flatnonzero(wrong)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def finished_record(directory: Path, shard: PlannedShard, fingerprint: str) -> dict[str, Any] | None:
+    """The record of a shard that is whole and of this plan, else None: missing, torn, changed, of another plan."""
+    path = directory / shard.file
+    try:
+        record = json.loads(done_path(path).read_bytes())
+        if (
+            record["schema"] != DONE_SCHEMA
+            or record["plan"] != fingerprint
+            or record["file"] != shard.file
+            or record["samples"] != len(shard.rows)
+            or record["bytes"] != path.stat().st_size
+            or record["sha256"] != file_sha256(path)
+        ):
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically: temporary name, sync, rename, sync of the directory."""
+    temporary = temporary_name(path)
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

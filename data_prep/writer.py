@@ -1,0 +1,276 @@
+"""Writing a planned set of shards: resumable, in parallel, with the same bytes for every number of workers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.folder import REPORT
+from data_prep.plan import Plan, PlanOptions, column_types, image_entry, make_plan
+from data_prep.shard_file import ShardTask, done_path, finished_record, remove_stale, write_json, write_shard
+from data_prep.source import Source
+from data_prep.statistics import merge_statistics, published_statistics
+from frontier import __version__
+from frontier.data.manifest import MANIFEST, SCHEMA
+from frontier.errors import TransientError, UserError
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a call of `write` did."""
+
+    manifest: dict[str, Any]
+    shards_written: int
+    shards_kept: int
+    seconds: float
+
+
+def write(
+    source: Source,
+    directory: str | Path,
+    options: PlanOptions,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> Written:
+    """Write `source` to `directory`, or finish what an earlier call began.
+
+    Only shards that are missing or not whole are written. `progress(samples done, samples in all, shards left)` is
+    called after each shard. Raises `UserError` where the directory holds something else, the disk is too small, or
+    the source refuses; `TransientError` where a worker process died.
+    """
+    begun = time.monotonic()
+    directory = Path(directory)
+    plan = make_plan(source, options)
+    _prepare_directory(directory, plan, overwrite)
+    remove_stale(directory)
+    records: dict[str, dict[str, Any]] = {}
+    for shard in plan.shards:
+        record = finished_record(directory, shard, plan.fingerprint)
+        if record is not None:
+            records[shard.file] = record
+    kept = len(records)
+    todo = [shard for shard in plan.shards if shard.file not in records]
+    _check_space(directory, source, [len(shard.rows) for shard in todo])
+    images = {name: image_entry(column, options.compression) for name, column in source.images.items()}
+    columns = column_types(source, plan.id_width)
+    tasks = [
+        ShardTask(
+            shard,
+            tuple(plan.listing.ids[row] for row in shard.rows),
+            np.asarray(plan.listing.labels)[list(shard.rows)],
+            columns,
+            images,
+            options.compression,
+            plan.fingerprint,
+            str(directory),
+        )
+        for shard in todo
+    ]
+    if tasks and (directory / MANIFEST).exists():
+        # Until the shards are whole again the set must not look complete.
+        (directory / MANIFEST).unlink()
+    done = sum(record["samples"] for record in records.values())
+    for record in _run(tasks, source, workers):
+        records[record["file"]] = record
+        done += record["samples"]
+        if progress is not None:
+            progress(done, plan.samples, len(plan.shards) - len(records))
+    manifest = _manifest(source, plan, images, columns, [records[shard.file] for shard in plan.shards])
+    if not _same_manifest(directory, manifest):
+        write_json(directory / MANIFEST, manifest)
+    return Written(manifest, len(tasks), kept, time.monotonic() - begun)
+
+
+def check_target(directory: str | Path) -> None:
+    """Raise `UserError` unless `directory` is new, empty, or holds what an earlier write began."""
+    directory = Path(directory)
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise UserError(f"{directory}: is a file: give a directory to write the shards to")
+    try:
+        names = [entry.name for entry in os.scandir(directory)]
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be read ({error.strerror}): give another one") from None
+    foreign = [name for name in names if name != REPORT and not name.startswith(f".{PLAN}.tmp-")]
+    if foreign and PLAN not in names:
+        raise UserError(f"{directory}: holds other files and no {PLAN}: give an empty or new directory")
+
+
+def _prepare_directory(directory: Path, plan: Plan, overwrite: bool) -> None:
+    check_target(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        found: Any = json.loads((directory / PLAN).read_bytes())
+    except FileNotFoundError:
+        found = None
+    except ValueError:
+        found = {}
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written ({error.strerror}): give another directory") from None
+    if found is not None and (not isinstance(found, dict) or found.get("fingerprint") != plan.fingerprint):
+        if not overwrite:
+            raise UserError(
+                f"{directory}: holds shards of another plan ({_difference(found, plan.record)}): give "
+                "another directory, the same options as before, or --overwrite"
+            )
+        _clear(directory, found)
+        found = None
+    if found is None:
+        write_json(directory / PLAN, plan.record)
+
+
+def _difference(old: Any, new: dict[str, Any]) -> str:
+    """The first setting in which two plans differ, for a person."""
+    if not isinstance(old, dict):
+        return "unreadable"
+    for part in ("source", "options"):
+        before, after = old.get(part), new[part]
+        if not isinstance(before, dict):
+            return "unreadable"
+        for key in sorted(before.keys() | after.keys()):
+            if before.get(key) != after.get(key):
+                return f"{key}: {before.get(key)!r} there, {after.get(key)!r} now"
+    return "other samples"
+
+
+def _clear(directory: Path, plan: Any) -> None:
+    """Remove the files that `plan` names, the manifest first; nothing else is touched."""
+    (directory / MANIFEST).unlink(missing_ok=True)
+    shards = plan.get("shards", []) if isinstance(plan, dict) else []
+    for shard in shards:
+        path = directory / str(shard["file"])
+        if not path.resolve().is_relative_to(directory.resolve()):
+            continue
+        done_path(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    (directory / PLAN).unlink(missing_ok=True)
+
+
+def _check_space(directory: Path, source: Source, samples: list[int]) -> None:
+    """Refuse before the first write where the pending shards cannot fit (uncompressed size, 2 % and 1 MiB over)."""
+    one = sum(column.sample_bytes for column in source.images.values()) + 256
+    needed = int(sum(samples) * one * 1.02) + ((1 << 20) if samples else 0)
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise UserError(
+            f"{directory}: {_size(needed)} needed, {_size(free)} free: make room, write fewer samples or give a "
+            "directory on another disk"
+        )
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+_worker_source: Source | None = None
+
+
+def _start_worker(source: Source, parent: int) -> None:
+    global _worker_source
+    _worker_source = source
+
+    def leave_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    # A parent killed by -9 cannot stop its pool, so each worker watches for it.
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def _work(task: ShardTask) -> dict[str, Any]:
+    if _worker_source is None:
+        raise RuntimeError("worker started without a source")
+    return write_shard(task, _worker_source)
+
+
+def _run(tasks: list[ShardTask], source: Source, workers: int) -> Iterator[dict[str, Any]]:
+    if workers < 1:
+        raise UserError(f"--workers {workers}: give 1 or more")
+    workers = min(workers, len(tasks))
+    if workers <= 1:
+        for task in tasks:
+            yield write_shard(task, source)
+        return
+    # Not fork: the parent may hold HDF5, threads or MPI.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(source, os.getpid()))
+    try:
+        for future in as_completed([pool.submit(_work, task) for task in tasks]):
+            yield future.result()
+    except BrokenProcessPool:
+        raise TransientError(
+            "a worker process died, most often for want of memory: run the same command again to finish, with "
+            "fewer --workers"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _manifest(
+    source: Source,
+    plan: Plan,
+    images: dict[str, Any],
+    columns: dict[str, str],
+    records: list[dict[str, Any]],
+) -> dict[str, Any]:
+    described = {}
+    for name, spec in images.items():
+        parts = [record["statistics"][name] for record in records if record["split"] == "train"]
+        described[name] = spec | {"statistics": published_statistics(merge_statistics(parts, spec["shape"][0]))}
+    shards = [{key: record[key] for key in ("file", "split", "samples", "bytes", "sha256")} for record in records]
+    splits: dict[str, dict[str, Any]] = {}
+    for shard in shards:
+        split = splits.setdefault(shard["split"], {"samples": 0, "shards": []})
+        split["samples"] += shard["samples"]
+        split["shards"].append(shard["file"])
+    content = hashlib.sha256(plan.fingerprint.encode())
+    for shard in shards:
+        content.update(shard["sha256"].encode())
+    return {
+        "schema": SCHEMA,
+        "name": source.name,
+        "samples": plan.samples,
+        "fingerprint": content.hexdigest(),
+        "plan": plan.fingerprint,
+        "splits": splits,
+        "shards": shards,
+        "images": described,
+        "columns": columns,
+        "classes": list(plan.listing.classes),
+        "license": source.license,
+        "citation": source.citation,
+        "source": plan.record["source"],
+        "notes": plan.listing.notes,
+        "created_by": f"frontier {__version__}",
+    }
+
+
+def _same_manifest(directory: Path, manifest: dict[str, Any]) -> bool:
+    try:
+        return json.loads((directory / MANIFEST).read_bytes()) == manifest
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,67 @@
+"""The `frontier` command: a table of verbs. Nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+VERBS: dict[str, tuple[str, str]] = {
+    "pretrain": ("frontier.train.command:main", "pretrain a model from a config; resumes by itself"),
+    "probe": ("frontier.probe.command:main", "evaluate a frozen encoder: linear, logistic, kNN, with baselines"),
+    "report": ("frontier_profiling.report.command:main", "one self-contained report of one or several runs"),
+    "shards": ("data_prep.command:main", "write, verify and describe HDF5 shards"),
+}
+"""verb -> (module:function taking argv and returning an exit code, one line of help)"""
+
+
+def usage() -> str:
+    width = max(map(len, VERBS))
+    lines = ["usage: frontier VERB …    (frontier VERB --help tells the rest)", "", "verbs:"]
+    lines += [f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()]
+    lines += ["", "exit codes: 0 done, 2 the input is wrong, 75 a passing failure, 85 checkpointed: requeue me"]
+    return "\n".join(lines)
+
+
+def _unknown(verb: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"the verbs are {', '.join(VERBS)}"
+    return f"frontier: unknown verb '{verb}': {hint}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns its exit code. A `UserError` becomes one line on stderr."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        from frontier import __version__
+
+        print(f"frontier {__version__}")
+        return 0
+    from frontier.errors import EXIT_TRANSIENT, EXIT_USER, UserError
+
+    verb, *rest = argv
+    if verb not in VERBS:
+        print(_unknown(verb), file=sys.stderr)
+        return EXIT_USER
+    target, function = VERBS[verb][0].split(":")
+    try:
+        return getattr(importlib.import_module(target), function)(rest)
+    except UserError as error:
+        print(f"frontier {verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `frontier … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_TRANSIENT
+    except KeyboardInterrupt:
+        print(f"frontier {verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

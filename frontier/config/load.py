@@ -1,0 +1,179 @@
+"""YAML + `extends:` + dotted overrides -> one validated `Config`, or one clear line about what is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from frontier.config.schema import (
+    CheckpointConfig,
+    CoreConfig,
+    DataConfig,
+    LogConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainConfig,
+)
+from frontier.errors import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """A validated run. `model` is an instance of the family's config class."""
+
+    run: RunConfig
+    model: Any
+    data: DataConfig
+    parallel: ParallelConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig
+    log: LogConfig
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON/YAML types, every default spelled out."""
+        return {name: getattr(self, name).model_dump(mode="json") for name in self.__dataclass_fields__}
+
+    def hash(self) -> str:
+        """sha256 over the canonical JSON of the resolved config."""
+        text = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """One YAML mapping, read with the safe loader."""
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"no config {path}: give the path of a YAML file (jobs/configs/ holds examples)") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder: give the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} must hold a mapping with the sections run, model, data, train, …")
+    return loaded
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _with_parents(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        raise UserError(f"{path}: extends itself through {' -> '.join(p.name for p in seen)}")
+    values = read_yaml(path)
+    parent = values.pop("extends", None)
+    if parent is None:
+        return values
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: extends takes one path of a YAML file, relative to this one")
+    return _merge(_with_parents(path.parent / parent, (*seen, path)), values)
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """`train.steps=100` -> (["train", "steps"], 100); the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"'{text}' is not an override: write section.key=value, such as train.steps=100")
+    try:
+        parsed = yaml.safe_load(value) if value else None
+    except yaml.YAMLError as error:
+        raise UserError(f"the value in '{text}' is not YAML: {error}") from None
+    if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as a string
+        try:
+            parsed = float(parsed)
+        except ValueError:
+            pass
+    return key.split("."), parsed
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys of a section class, nested ones included."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _explain(error: ValidationError, known: Iterable[str], prefix: str = "") -> str:
+    """The first finding as one line, with the number of further ones."""
+    known = list(known)
+    found = error.errors()[0]
+    key = prefix + ".".join(str(part) for part in found["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if found["type"] == "extra_forbidden":
+        near = nearest_key(key, known)
+        return f"unknown config key '{key}': " + (f"did you mean '{near}'?" if near else "remove it") + more
+    if found["type"] == "missing":
+        return f"config key '{key}' is missing: add it or pass {key}=VALUE{more}"
+    text = found["msg"].removeprefix("Value error, ")
+    value = found.get("input")
+    shown = f" (given {value!r})" if isinstance(value, (str, int, float, bool, type(None))) else ""
+    return f"config {key or 'value'}: {text}{shown}{more}"
+
+
+def nearest_key(key: str, known: Sequence[str]) -> str | None:
+    """The known dotted key most like `key`: by its whole spelling, else by its last part anywhere."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    if near:
+        return near[0]
+    last = {k: k.rsplit(".", 1)[-1] for k in known}
+    wanted = key.rsplit(".", 1)[-1]
+    scored = [(difflib.SequenceMatcher(None, wanted, name).ratio(), k) for k, name in last.items()]
+    best = max(scored, default=(0.0, ""))
+    return best[1] if best[0] >= 0.6 else None
+
+
+def validate(values: Mapping[str, Any]) -> Config:
+    """A plain mapping -> Config. Errors: UserError naming the key and the nearest known one."""
+    from frontier.models.registry import families, family
+
+    raw = dict(values)
+    model_values = raw.get("model")
+    if not isinstance(model_values, Mapping):
+        raise UserError("config section 'model' is missing: add model.family and model.preset")
+    model_values = dict(model_values)
+    chosen = family(str(model_values.get("family", "mae")))
+    keys = known_keys(CoreConfig) + known_keys(chosen.config, "model.")
+    try:
+        core = CoreConfig.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(_explain(error, keys)) from None
+    try:
+        model = chosen.config.model_validate(model_values)
+    except ValidationError as error:
+        raise UserError(_explain(error, keys, "model.")) from None
+    assert chosen.name in families()
+    parts = {name: getattr(core, name) for name in CoreConfig.model_fields if name != "model"}
+    return Config(model=model, **parts)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read `path`, its `extends:` chain and the dotted overrides; validate the result."""
+    values = _with_parents(Path(path))
+    for text in overrides:
+        keys, value = parse_override(text)
+        node: dict[str, Any] = {keys[-1]: value}
+        for key in reversed(keys[:-1]):
+            node = {key: node}
+        if keys[:-1] and not isinstance(values.get(keys[0], {}), Mapping):
+            raise UserError(f"'{keys[0]}' is no section in {path}, so {text} cannot be set")
+        values = _merge(values, node)
+    return validate(values)

@@ -1,0 +1,144 @@
+"""The typed sections of a run's config. `model` belongs to the family and is validated by its own class.
+
+Every field has an effect; what cannot work together is refused here or, where it needs the number of ranks, in
+`frontier.launch.mesh` before any process group starts.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+STRATEGIES = ("ddp", "no_shard", "shard_grad_op", "full_shard")
+STRATEGY_HELP = f"{', '.join(STRATEGIES)} or hybrid_<k> (hybrid_8: shards inside groups of 8 consecutive ranks)"
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class RunConfig(Section):
+    dir: str
+    """Everything the run leaves behind goes here."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    deterministic: bool = False
+    """Refuse nondeterministic kernels (torch.use_deterministic_algorithms); matters on GPUs."""
+
+
+class AugmentConfig(Section):
+    """On-device augmentation; every choice is a function of (seed, epoch, sample)."""
+
+    symmetries: bool = False
+    """The 8 symmetries of the square: imagery seen from above has no up."""
+    crop_scale: tuple[float, float] | None = None
+    """Random resized crop: range of the area kept, aspect ratio 3/4..4/3 (MAE: [0.2, 1.0])."""
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _crop(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 < value[0] <= value[1] <= 1:
+            raise ValueError("crop_scale is [low, high] with 0 < low <= high <= 1")
+        return value
+
+
+class DataConfig(Section):
+    shards: str
+    """Folder with manifest.json."""
+    split: str = "train"
+    column: str = "image"
+    image_size: int | None = Field(None, gt=0)
+    """Side in pixels that the model sees; default: as stored. Another size resizes on the device."""
+    workers: int = Field(1, ge=0, le=64)
+    """Reader threads of a rank; 0 reads in the training thread."""
+    block: int | None = Field(None, gt=0)
+    """Consecutive samples read as one piece; default: the largest power of two up to 64 that fits the data."""
+    window: int | None = Field(None, gt=0)
+    """Global batches mixed together; divides `block`; default: `block`."""
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    """Per band, in stored units; default: from the manifest."""
+    augment: AugmentConfig = AugmentConfig()
+
+
+class ParallelConfig(Section):
+    strategy: str = "full_shard"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    activation_checkpointing: Literal["none", "full"] = "none"
+    compile: bool = False
+    """torch.compile of every block."""
+    timeout_s: int = Field(600, gt=0)
+    """Of a collective: how long a dead rank can hold the others."""
+
+    @field_validator("strategy")
+    @classmethod
+    def _strategy(cls, value: str) -> str:
+        if value not in STRATEGIES and not re.fullmatch(r"hybrid_[1-9]\d*", value):
+            raise ValueError(f"'{value}' is no strategy: choose {STRATEGY_HELP}")
+        return value
+
+
+class TrainConfig(Section):
+    steps: int | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0)
+    samples: int | None = Field(None, gt=0)
+    """Exactly one of steps, epochs, samples says how long to train."""
+    global_batch: int = Field(gt=0)
+    micro_batch: int | None = Field(None, gt=0)
+    """Images of a rank in one forward pass; default: its whole share. Smaller values accumulate gradients."""
+    base_lr: float = Field(1.5e-4, gt=0)
+    """The peak learning rate is base_lr x global_batch / 256 (MAE's linear scaling rule)."""
+    min_lr: float = Field(0.0, ge=0)
+    warmup_steps: int | None = Field(None, ge=0)
+    """Default: 5 % of the steps (MAE: 40 of 800 epochs)."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Not on biases, norms and tokens."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: float | None = Field(None, gt=0)
+    max_skipped: int = Field(20, ge=0)
+    """Consecutive steps with a non-finite gradient before the run stops."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        given = [k for k in ("steps", "epochs", "samples") if getattr(self, k) is not None]
+        if len(given) != 1:
+            told = " and ".join(given) if given else "none"
+            raise ValueError(f"give exactly one of train.steps, train.epochs, train.samples ({told} given)")
+        if self.micro_batch and self.global_batch % self.micro_batch:
+            raise ValueError(
+                f"train.micro_batch={self.micro_batch} does not divide train.global_batch={self.global_batch}"
+            )
+        return self
+
+
+class CheckpointConfig(Section):
+    every_steps: int | None = Field(None, gt=0)
+    """Also saved at the end and on a signal; default: only then."""
+    keep: int = Field(2, ge=1)
+    """Newest complete checkpoints that stay."""
+    keep_every: int | None = Field(None, gt=0)
+    """Checkpoints at multiples of this step stay as well."""
+    async_save: bool = True
+    """Write in the background while training goes on."""
+
+
+class LogConfig(Section):
+    every_steps: int = Field(10, gt=0)
+    """Steps between log lines on the terminal; metrics.jsonl has every step."""
+    progress: Literal["auto", "bar", "lines", "none"] = "auto"
+    """auto: a bar on a terminal, lines elsewhere."""
+
+
+class CoreConfig(Section):
+    """A whole run; `model` is the family's own section (see `frontier.models.registry`)."""
+
+    run: RunConfig
+    model: dict
+    data: DataConfig
+    parallel: ParallelConfig = ParallelConfig()
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()

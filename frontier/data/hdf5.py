@@ -1,0 +1,140 @@
+"""Opening one HDF5 shard: every structural promise is checked here, and contiguous data is memory-mapped.
+
+A contiguous, uncompressed dataset is one run of bytes in the file. HDF5 gives its offset, so samples are read
+from a memory map of the file, and h5py, its global lock and its per-call cost are out of the way. Chunked or
+filtered datasets are read through h5py instead.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from frontier.errors import UserError
+
+REWRITE = "delete it and run the same `frontier shards write` again"
+
+
+def open_file(path: Path) -> h5py.File:
+    """Open read-only, without file locks (an HDF5_USE_FILE_LOCKING in the environment still has its say)."""
+    try:
+        return h5py.File(path, "r", locking=False)
+    except FileNotFoundError:
+        raise UserError(f"shard {path}: missing: {REWRITE}") from None
+    except PermissionError:
+        raise UserError(f"shard {path}: may not be read: mend the access rights") from None
+    except OSError as error:
+        detail = str(error).splitlines()[0]
+        raise UserError(f"shard {path}: not a readable HDF5 file ({detail}): {REWRITE}") from None
+
+
+def check_size(path: Path, size: int) -> None:
+    """Raise `UserError` unless the file exists with exactly `size` bytes."""
+    try:
+        found = os.stat(path).st_size
+    except FileNotFoundError:
+        raise UserError(f"shard {path}: missing: {REWRITE}, or copy the directory again") from None
+    except OSError as error:
+        raise UserError(
+            f"shard {path}: cannot be reached ({error.strerror}): mend the access rights"
+        ) from None
+    if found != size:
+        what = "truncated" if found < size else "longer than written"
+        raise UserError(f"shard {path}: {what} ({found} bytes, the manifest says {size}): {REWRITE}")
+
+
+class OpenShard:
+    """One open shard. Holds one descriptor (the memory map), or an h5py file where a column needs it."""
+
+    def __init__(self, path: Path, samples: int, images: dict[str, Any], columns: dict[str, str]) -> None:
+        """`images` and `columns` as in the manifest. Raises `UserError` where the file breaks a promise."""
+        self.path = path
+        self.arrays: dict[str, Any] = {}
+        self._file: h5py.File | None = None
+        file = open_file(path)
+        try:
+            _refuse_foreign(file, path)
+            wanted = {name: (samples, *spec["shape"]) for name, spec in images.items()}
+            wanted |= dict.fromkeys(columns, (samples,))
+            dtypes = {name: spec["dtype"] for name, spec in images.items()} | columns
+            offsets = {
+                name: _check_dataset(file, name, shape, dtypes[name], path) for name, shape in wanted.items()
+            }
+            if any(offset is not None for offset in offsets.values()):
+                with open(path, "rb") as raw:
+                    view = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
+            for name, offset in offsets.items():
+                if offset is None:
+                    self.arrays[name] = file[name]
+                    self._file = file
+                    continue
+                shape, dtype = wanted[name], np.dtype(dtypes[name])
+                count = int(np.prod(shape))
+                if offset + count * dtype.itemsize > len(view):
+                    raise UserError(f"shard {path}: dataset {name!r} runs past the file's end: {REWRITE}")
+                self.arrays[name] = np.frombuffer(view, dtype, count, offset).reshape(shape)
+        except BaseException:
+            file.close()
+            raise
+        if self._file is None:
+            file.close()
+
+    def close(self) -> None:
+        """Let go of the file; arrays already copied out stay valid."""
+        self.arrays = {}
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _refuse_foreign(file: h5py.File, path: Path) -> None:
+    """Refuse links that lead elsewhere: a shard is flat and complete in itself."""
+    for name in file:
+        link = file.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise UserError(
+                f"shard {path}: {name!r} is a soft or external link, which is never followed: write the "
+                "shards again with `frontier shards write`"
+            )
+
+
+def _check_dataset(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str, path: Path) -> int | None:
+    """The dataset's byte offset, or None where it must be read through h5py."""
+    if name not in file:
+        raise UserError(f"shard {path}: no dataset {name!r}, which the manifest names: {REWRITE}")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise UserError(f"shard {path}: {name!r} is a group, not a dataset: {REWRITE}")
+    if dataset.dtype.hasobject:
+        raise UserError(
+            f"shard {path}: dataset {name!r} has a variable-length or reference type, which is refused: "
+            "store it with a fixed width"
+        )
+    if dataset.shape != shape:
+        raise UserError(
+            f"shard {path}: dataset {name!r} has shape {list(dataset.shape)}, the manifest says "
+            f"{list(shape)}: {REWRITE}"
+        )
+    if dataset.dtype != np.dtype(dtype):
+        raise UserError(
+            f"shard {path}: dataset {name!r} has type {dataset.dtype}, the manifest says {dtype}: {REWRITE}"
+        )
+    if dataset.is_virtual or dataset.external:
+        raise UserError(f"shard {path}: dataset {name!r} keeps its data in other files, which is refused")
+    properties = dataset.id.get_create_plist()
+    for index in range(properties.get_nfilters()):
+        code, _, _, label = properties.get_filter(index)
+        if not h5py.h5z.filter_avail(code):
+            raise UserError(
+                f"shard {path}: dataset {name!r} is compressed with filter {code} "
+                f"({label.decode(errors='replace')}), which this HDF5 lacks: install hdf5plugin and set "
+                "HDF5_PLUGIN_PATH, or write uncompressed shards"
+            )
+    if dataset.chunks is not None:
+        return None
+    return dataset.id.get_offset()

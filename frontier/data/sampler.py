@@ -1,0 +1,153 @@
+"""Which samples make up a batch: a function of (seed, step), never of a rank.
+
+The samples form a circle that is cut, each epoch at another place, into blocks of B consecutive ones; the blocks of
+all epochs, shuffled inside their epoch, form one endless stream. A window of W global batches is made of the next
+W*G/B whole blocks (G = global batch), and every block gives B/W of its samples to each batch of its window. A rank owns
+consecutive blocks of a window, so it reads only its own blocks, once, in order, while the composition of a batch does
+not depend on the number of ranks. Position in the stream is the step number alone: nothing to save, nothing to restore.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from frontier.errors import UserError
+
+MAX_BLOCK = 64
+MAX_BLOCK_BYTES = 16 * 2**20
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+def default_block(samples: int, global_batch: int, sample_bytes: int) -> int:
+    """Largest power of two up to 64 samples and 16 MiB for which a window of whole batches fits in the data."""
+    block = 1
+    limit = min(MAX_BLOCK, samples // global_batch, MAX_BLOCK_BYTES // max(1, sample_bytes))
+    while block * 2 <= limit:
+        block *= 2
+    return block
+
+
+@dataclass(frozen=True)
+class Block:
+    """B consecutive samples of the circle, read as one piece (two where the circle closes).
+
+    Attributes:
+        epoch: pass over the data that it belongs to.
+        start: first sample.
+        order: [B] position inside the block of each sample, in the order in which the batches of the window take them.
+        members: [B, 2] int64 (epoch, sample) in that order.
+    """
+
+    epoch: int
+    start: int
+    order: np.ndarray
+    members: np.ndarray
+
+
+@lru_cache(maxsize=4)
+def _epoch(seed: int, epoch: int, samples: int, blocks: int) -> tuple[int, np.ndarray]:
+    """Where the circle is cut in this epoch, and the order of its blocks."""
+    random = _generator(seed, 1, epoch)
+    return int(random.integers(samples)), random.permutation(blocks)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The plan of a run.
+
+    Attributes:
+        samples: N, size of the data.
+        global_batch: G.
+        block: B, consecutive samples read together.
+        window: W, global batches mixed together; divides B.
+        seed: of the run.
+    """
+
+    samples: int
+    global_batch: int
+    block: int
+    window: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.global_batch > self.samples:
+            raise UserError(
+                f"train.global_batch={self.global_batch} exceeds the {self.samples} samples of the data: "
+                "use a smaller batch or more data"
+            )
+        if self.block > self.samples:
+            raise UserError(
+                f"data.block={self.block} exceeds the {self.samples} samples of the data: use a smaller block"
+            )
+        if self.block % self.window:
+            raise UserError(f"data.window={self.window} does not divide data.block={self.block}: choose a divisor")
+        if self.global_batch % self.per_block:
+            raise UserError(
+                f"train.global_batch={self.global_batch} is no multiple of block/window="
+                f"{self.block}/{self.window}={self.per_block}: change data.block or data.window"
+            )
+
+    @classmethod
+    def plan(
+        cls, samples: int, global_batch: int, seed: int, sample_bytes: int, block: int | None, window: int | None
+    ) -> Sampler:
+        """Fill in the defaults; they depend on the data and the global batch, never on the ranks."""
+        chosen = block or default_block(samples, global_batch, sample_bytes)
+        return cls(samples, global_batch, chosen, window or chosen, seed)
+
+    @property
+    def per_block(self) -> int:
+        """Samples a block gives to each batch of its window."""
+        return self.block // self.window
+
+    @property
+    def blocks_per_window(self) -> int:
+        return self.global_batch // self.per_block
+
+    @property
+    def blocks_per_epoch(self) -> int:
+        return self.samples // self.block
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples of one epoch: all but the remainder of the last block, which differs from epoch to epoch."""
+        return self.blocks_per_epoch * self.block
+
+    def check_ranks(self, ranks: int) -> None:
+        """Raises UserError where whole blocks do not fall evenly on the ranks."""
+        if self.blocks_per_window % ranks:
+            raise UserError(
+                f"{self.blocks_per_window} blocks of a window do not divide over {ranks} ranks: make "
+                f"train.global_batch a multiple of {ranks * self.per_block} or set data.window={self.block}"
+            )
+
+    def blocks(self, window: int, rank: int = 0, ranks: int = 1) -> list[Block]:
+        """The blocks of a window that a rank owns, in stream order."""
+        own = self.blocks_per_window // ranks
+        first = window * self.blocks_per_window + rank * own
+        result: list[Block] = []
+        for position in range(first, first + own):
+            epoch, place = divmod(position, self.blocks_per_epoch)
+            cut, order = _epoch(self.seed, epoch, self.samples, self.blocks_per_epoch)
+            index = int(order[place])
+            start = (cut + index * self.block) % self.samples
+            inner = _generator(self.seed, 2, epoch, index).permutation(self.block)
+            members = np.stack([np.full_like(inner, epoch), (start + inner) % self.samples], axis=1)
+            result.append(Block(epoch, start, inner, members))
+        return result
+
+    def turn(self, step: int) -> slice:
+        """Where in each block's order the samples of a step lie."""
+        turn = step % self.window
+        return slice(turn * self.per_block, (turn + 1) * self.per_block)
+
+    def members(self, step: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
+        """[local_batch, 2] of (epoch, sample) in the order in which the rank sees them."""
+        part = self.turn(step)
+        return np.concatenate([b.members[part] for b in self.blocks(step // self.window, rank, ranks)])

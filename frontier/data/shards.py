@@ -1,0 +1,219 @@
+"""Reading a directory of shards as one sequence of samples.
+
+The order is fixed by the manifest: samples of the first shard of the split, then of the second, and so on.
+Opening reads the manifest and looks at each shard's size and structure; no data is read and nothing is hashed
+(`frontier shards verify` hashes). Each process keeps a bounded number of shards open. Reads may come from
+several threads.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from frontier.data.hdf5 import OpenShard, check_size
+from frontier.data.manifest import MANIFEST, SCHEMA, load_manifest, nearest
+from frontier.errors import UserError
+
+__all__ = ["MANIFEST", "SCHEMA", "ShardSet", "load_manifest"]
+
+_live: weakref.WeakSet[ShardSet] = weakref.WeakSet()
+
+
+class ShardSet:
+    """The samples of one split of a shard directory.
+
+    Attributes: `path`; `split`; `manifest` (dict, see `frontier.data.manifest`); `classes` (names that
+    `label` indexes); `image_columns` (names); `fingerprint` (sha256 of plan and content); `shard_starts`,
+    int64 [shards + 1], the global index at which each shard begins. `len()` is the number of samples.
+    """
+
+    def __init__(
+        self, path: str | Path, split: str = "train", *, check: bool = True, open_shards: int = 256
+    ) -> None:
+        """Open `split` of the shard directory `path`.
+
+        `check=False` leaves a shard's checks to its first use: for many ranks, of which one has checked. At
+        most `open_shards` shards are kept open. Raises `UserError` (bad manifest, unknown split, missing,
+        truncated or malformed shard), naming the file and the mend.
+        """
+        self.path = Path(path)
+        self.split = split
+        self.manifest: dict[str, Any] = load_manifest(self.path)
+        if split not in self.manifest["splits"]:
+            known = nearest(split, self.manifest["splits"])
+            raise UserError(f"shards {self.path}: no split {split!r}: {known}")
+        self.classes: list[str] = list(self.manifest["classes"])
+        self.image_columns: list[str] = list(self.manifest["images"])
+        self.fingerprint: str = self.manifest["fingerprint"]
+        by_file = {shard["file"]: shard for shard in self.manifest["shards"]}
+        self._shards = [by_file[file] for file in self.manifest["splits"][split]["shards"]]
+        counts = [shard["samples"] for shard in self._shards]
+        self.shard_starts: npt.NDArray[np.int64] = np.concatenate(
+            [np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)]
+        )
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._limit = max(1, open_shards)
+        self._columns: dict[str, np.ndarray] = {}
+        self._lock = threading.Lock()
+        _live.add(self)
+        if check:
+            for index in range(len(self._shards)):
+                self._shard(index)
+
+    def __len__(self) -> int:
+        return int(self.shard_starts[-1])
+
+    def __repr__(self) -> str:
+        return f"ShardSet({str(self.path)!r}, split={self.split!r}, samples={len(self)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "_open": OrderedDict(), "_columns": {}}
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+        _live.add(self)
+
+    def read(self, column: str, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Samples `start` to `stop - 1` of an image column, in global order: array [stop - start, C, H, W].
+
+        Copies into `out` (same shape and dtype, e.g. pinned memory) where given. Raises `IndexError` where
+        the range leaves the split, `UserError` where the column is not there.
+        """
+        self._image_spec(column)
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"samples {start}:{stop} of a split of {len(self)}")
+        out = self._result(column, stop - start, out)
+        first = int(np.searchsorted(self.shard_starts, start, side="right")) - 1
+        done = start
+        for index in range(first, len(self._shards)):
+            if done >= stop:
+                break
+            base = int(self.shard_starts[index])
+            end = min(stop, int(self.shard_starts[index + 1]))
+            part = self._shard(index).arrays[column]
+            _copy(part, done - base, end - base, out[done - start : end - start])
+            done = end
+        return out
+
+    def take(
+        self, column: str, indices: Sequence[int] | np.ndarray, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The samples at `indices` (global, any order, repeats allowed), in the order asked: [n, C, H, W]."""
+        self._image_spec(column)
+        wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
+            raise IndexError(f"indices {wanted.min()} to {wanted.max()} of a split of {len(self)}")
+        out = self._result(column, len(wanted), out)
+        owner = np.searchsorted(self.shard_starts, wanted, side="right") - 1
+        for index in np.unique(owner):
+            places = np.flatnonzero(owner == index)
+            local = wanted[places] - self.shard_starts[index]
+            part = self._shard(int(index)).arrays[column]
+            if isinstance(part, np.ndarray):
+                for place, row in zip(places.tolist(), local.tolist(), strict=True):
+                    out[place] = part[row]
+            else:
+                # h5py is slow at index lists, so one read a sample, in file order.
+                for k in np.argsort(local, kind="stable").tolist():
+                    part.read_direct(out, np.s_[local[k]], np.s_[places[k]])
+        return out
+
+    def column(self, name: str) -> np.ndarray:
+        """All values of a per-sample column in global order: array [samples] of the manifest's dtype.
+
+        Kept after the first call; do not write into it. Raises `UserError` where there is no such column.
+        """
+        if name not in self.manifest["columns"]:
+            hint = " (an image column: use read or take)" if name in self.manifest["images"] else ""
+            raise UserError(
+                f"shards {self.path}: no per-sample column {name!r}{hint}: "
+                f"{nearest(name, self.manifest['columns'])}"
+            )
+        if name not in self._columns:
+            parts = [np.array(self._shard(i).arrays[name]) for i in range(len(self._shards))]
+            dtype = np.dtype(self.manifest["columns"][name])
+            values = np.concatenate(parts) if parts else np.empty(0, dtype)
+            values.flags.writeable = False
+            self._columns[name] = values
+        return self._columns[name]
+
+    def statistics(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """(mean [C], std [C]) of the train split, float32, in stored units.
+
+        Raises `UserError` where the manifest has none (no train split).
+        """
+        found = self._image_spec(column).get("statistics")
+        if not found:
+            raise UserError(
+                f"shards {self.path}: no statistics of {column!r}, for want of a train split: give the mean "
+                "and standard deviation in the configuration"
+            )
+        return np.asarray(found["mean"], np.float32), np.asarray(found["std"], np.float32)
+
+    def close(self) -> None:
+        """Close every open shard; the next read opens again."""
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1].close()
+
+    def _image_spec(self, column: str) -> dict[str, Any]:
+        try:
+            return self.manifest["images"][column]
+        except KeyError:
+            raise UserError(
+                f"shards {self.path}: no image column {column!r}: {nearest(column, self.manifest['images'])}"
+            ) from None
+
+    def _result(self, column: str, count: int, out: np.ndarray | None) -> np.ndarray:
+        spec = self.manifest["images"][column]
+        shape, dtype = (count, *spec["shape"]), np.dtype(spec["dtype"])
+        if out is None:
+            return np.empty(shape, dtype)
+        if out.shape != shape or out.dtype != dtype:
+            raise ValueError(f"out is {out.dtype} {out.shape}, wanted {dtype} {shape}")
+        return out
+
+    def _shard(self, index: int) -> OpenShard:
+        with self._lock:
+            found = self._open.get(index)
+            if found is not None:
+                self._open.move_to_end(index)
+                return found
+            entry = self._shards[index]
+            path = self.path / entry["file"]
+            check_size(path, entry["bytes"])
+            opened = OpenShard(path, entry["samples"], self.manifest["images"], self.manifest["columns"])
+            self._open[index] = opened
+            # Dropped, not closed: another thread may still be copying from it.
+            while len(self._open) > self._limit:
+                self._open.popitem(last=False)
+            return opened
+
+
+def _copy(part: Any, start: int, stop: int, out: np.ndarray) -> None:
+    if isinstance(part, np.ndarray):
+        np.copyto(out, part[start:stop])
+    elif out.size:
+        part.read_direct(out, np.s_[start:stop])
+
+
+def _after_fork() -> None:
+    """In a forked child: open shards anew, so that no HDF5 handle is shared with the parent."""
+    for shards in list(_live):
+        shards._open = OrderedDict()
+        shards._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,66 @@
+"""Device choice and the process group, the same under every launcher."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from frontier.errors import TransientError
+from frontier.launch.ranks import Ranks, rendezvous
+
+_BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl", "cpu": "gloo"}
+
+
+def choose_device(ranks: Ranks) -> torch.device:
+    """The accelerator of this rank, or the CPU.
+
+    The index is local_rank modulo the visible devices: a launcher that shows every rank one device (Frontier's
+    `--gpus-per-task=1 --gpu-bind=closest`) makes it 0.
+    """
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None and torch.accelerator.is_available() and accelerator.type in _BACKENDS:
+        device = torch.device(accelerator.type, ranks.local_rank % torch.accelerator.device_count())
+        torch.accelerator.set_device_index(device.index)
+        return device
+    return torch.device("cpu")
+
+
+@contextmanager
+def process_group(ranks: Ranks, device: torch.device, timeout_s: int) -> Iterator[None]:
+    """Initialise torch.distributed for the block, also for one rank: every run takes the same path.
+
+    Raises:
+        TransientError: the ranks did not find each other in time.
+    """
+    address, port = rendezvous(ranks)
+    if ranks.world_size == 1 and "MASTER_PORT" not in os.environ:
+        store: dist.Store = dist.HashStore()
+    else:
+        if address in ("127.0.0.1", "localhost"):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        try:
+            store = dist.TCPStore(
+                address, port, ranks.world_size, is_master=ranks.is_main, timeout=timedelta(seconds=timeout_s)
+            )
+        except (RuntimeError, dist.DistError) as error:
+            raise TransientError(
+                f"rank {ranks.rank} of {ranks.world_size} ({ranks.source}) found no other ranks at {address}:{port} "
+                f"within {timeout_s} s: check MASTER_ADDR, MASTER_PORT and that all ranks started ({str(error)[:120]})"
+            ) from None
+    dist.init_process_group(
+        _BACKENDS[device.type],
+        store=store,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=timedelta(seconds=timeout_s),
+        device_id=device if device.type != "cpu" else None,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,1 @@
+"""The ViT/MAE family: single-device maths, presets, initialisation and counts."""

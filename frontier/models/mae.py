@@ -1,0 +1,222 @@
+"""Masked autoencoding (He et al., arXiv 2111.06377) of square multi-channel images.
+
+The maths is that of the paper; three pieces of its usual implementation that cannot change the result are
+left out: masked patches are not embedded, decoder tokens stay in shuffled order ([cls], kept, masked:
+attention does not care), and the last decoder block, the final norm and the prediction are computed for
+masked tokens only, as nothing else enters the loss.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frontier.errors import UserError
+from frontier.models.layers import Block, gather_rows
+from frontier.models.posembed import sincos_2d
+from frontier.models.presets import DecoderShape, ViTShape, check_heads, get_decoder, get_shape
+from frontier.models.vit import ViT, check_image_size, patchify, unpatchify
+
+
+@dataclass(frozen=True)
+class MAEConfig:
+    """Everything that fixes the maths of one MAE. Defaults are those of the MAE recipe.
+
+    Raises `UserError` where sizes do not fit together.
+    """
+
+    encoder: ViTShape
+    decoder: DecoderShape = field(default_factory=DecoderShape)
+    image_size: int = 224
+    channels: int = 3
+    mask_ratio: float = 0.75
+    norm_pix_loss: bool = True
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_image_size(self.image_size, self.encoder.patch)
+        check_heads(self.decoder.width, self.decoder.heads, "decoder heads")
+        if self.decoder.width % 4:
+            raise UserError(
+                f"decoder width {self.decoder.width}: 2-D sine-cosine positions need a multiple of 4"
+            )
+        if self.decoder.depth < 1:
+            raise UserError(f"decoder depth {self.decoder.depth}: it must be at least 1")
+        if self.channels < 1:
+            raise UserError(f"channels {self.channels}: it must be at least 1")
+        if not 0.0 < self.mask_ratio < 1.0:
+            raise UserError(f"mask_ratio {self.mask_ratio}: it must lie between 0 and 1, e.g. 0.75")
+        if not 1 <= self.kept < self.patches:
+            raise UserError(
+                f"mask_ratio {self.mask_ratio} of {self.patches} patches keeps {self.kept}: at least one patch "
+                f"must be kept and one masked; use a larger image_size, a smaller patch or another mask_ratio"
+            )
+
+    @classmethod
+    def preset(cls, name: str, *, patch: int | None = None, **changes: Any) -> "MAEConfig":
+        """The preset `name` with its decoder; `changes` are fields of `MAEConfig`, `patch` replaces the patch
+        size.
+        """
+        shape = get_shape(name) if patch is None else get_shape(name, patch=patch)
+        config: dict[str, Any] = {"encoder": shape, "decoder": get_decoder(name)}
+        return cls(**(config | changes))
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image (L)."""
+        return (self.image_size // self.encoder.patch) ** 2
+
+    @property
+    def kept(self) -> int:
+        """Patches that are kept (K): the integer part of L (1 - mask_ratio), as in the paper's code."""
+        return int(self.patches * (1 - self.mask_ratio))
+
+    @property
+    def patch_values(self) -> int:
+        """Values of a patch, C * patch**2."""
+        return self.channels * self.encoder.patch**2
+
+    def replace(self, **changes: Any) -> "MAEConfig":
+        return replace(self, **changes)
+
+
+class Decoder(nn.Module):
+    """Kept tokens and positions of the masked ones -> predicted patches of the masked ones."""
+
+    pos_embed: Tensor
+
+    def __init__(self, config: MAEConfig) -> None:
+        super().__init__()
+        shape = config.decoder
+        self.width, self.grid = shape.width, config.image_size // config.encoder.patch
+        self.embed = nn.Linear(config.encoder.width, shape.width)
+        self.mask_token = nn.Parameter(torch.empty(shape.width))
+        self.register_buffer("pos_embed", torch.empty(1 + config.patches, shape.width), persistent=False)
+        self.blocks = nn.ModuleList(
+            Block(shape.width, shape.heads, 4 * shape.width, eps=config.norm_eps) for _ in range(shape.depth)
+        )
+        self.norm = nn.LayerNorm(shape.width, eps=config.norm_eps)
+        self.pred = nn.Linear(shape.width, config.patch_values)
+
+    def initial_value(self, local_name: str, generator: torch.Generator) -> Tensor:
+        """The mask token is drawn from N(0, 0.02**2), as in MAE."""
+        return torch.empty(getattr(self, local_name).shape, device="cpu").normal_(
+            0.0, 0.02, generator=generator
+        )
+
+    def initial_buffer(self, local_name: str) -> Tensor:
+        return sincos_2d(self.width, self.grid)
+
+    def forward(self, latent: Tensor, ids: Tensor) -> Tensor:
+        """latent [B, 1 + K, D], ids [B, L] (kept positions first) -> prediction [B, L - K, C * patch**2]."""
+        kept = latent.shape[1] - 1
+        x = self.embed(latent)
+        positions = self.pos_embed.to(x.dtype)
+        patch_positions = positions[1:]
+        x = torch.cat(
+            [
+                x[:, :1] + positions[0],
+                x[:, 1:] + patch_positions[ids[:, :kept]],
+                (self.mask_token.to(x.dtype) + patch_positions)[ids[:, kept:]],
+            ],
+            dim=1,
+        )
+        for block in self.blocks[:-1]:
+            x = block(x)
+        x = self.blocks[-1](x, 1 + kept)
+        return self.pred(self.norm(x))
+
+
+class MAE(nn.Module):
+    """A masked autoencoder. Build it anywhere, also on `meta`; `models.init.initialise` fills it."""
+
+    def __init__(self, config: MAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = ViT(config.encoder, config.image_size, config.channels, config.norm_eps)
+        self.decoder = Decoder(config)
+
+    def shard_units(self) -> list[nn.Module]:
+        """The blocks, encoder then decoder: the units of sharding, checkpointing and compilation."""
+        return [*self.encoder.blocks, *self.decoder.blocks]
+
+    def order(self, noise: Tensor) -> Tensor:
+        """noise [B, L] -> positions [B, L] by rising noise: the first K are kept. Equal noise keeps position
+        order.
+        """
+        return torch.argsort(noise, dim=1, stable=True)
+
+    def forward(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """images [B, C, H, W], already normalised; noise [B, L], lower is kept -> {"loss": scalar float32}.
+
+        The loss is the squared error, averaged over the values of masked patches (equation of the paper's
+        section 3.2); with `norm_pix_loss` against patches normalised by their own mean and (unbiased)
+        variance. Keep `images` and `noise` in float32 under a bf16 policy: rounded noise has ties, and so
+        other masks.
+        """
+        patches, ids = self._shuffled(images, noise)
+        prediction = self._predict(patches, ids)
+        return {"loss": self._loss(prediction, patches[:, self.config.kept :])}
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Unmasked tokens after the final norm [B, 1 + L, D], [cls] first."""
+        self._check(images)
+        return self.encoder(patchify(images, self.config.encoder.patch))
+
+    def encode_layers(self, images: Tensor, layers: Sequence[int], norm: bool = True) -> list[Tensor]:
+        """Unmasked tokens [B, 1 + L, D] after encoder blocks `layers`; see `ViT.intermediate`."""
+        self._check(images)
+        return self.encoder.intermediate(patchify(images, self.config.encoder.patch), layers, norm)
+
+    def reconstruct(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """-> (images [B, C, H, W] with masked patches replaced by the prediction, mask [B, L], 1 is masked).
+
+        With `norm_pix_loss` the prediction is put back on each masked patch's own mean and deviation.
+        """
+        patches, ids = self._shuffled(images, noise)
+        kept = self.config.kept
+        prediction = self._predict(patches, ids).float()
+        if self.config.norm_pix_loss:
+            mean, deviation = patch_statistics(patches[:, kept:].float())
+            prediction = prediction * deviation + mean
+        filled = torch.cat([patches[:, :kept].float(), prediction], dim=1)
+        inverse = torch.argsort(ids, dim=1)
+        mask = torch.ones_like(noise, dtype=torch.float32).scatter_(1, ids[:, :kept], 0.0)
+        return unpatchify(gather_rows(filled, inverse), self.config.encoder.patch, self.config.channels), mask
+
+    def _check(self, images: Tensor) -> None:
+        expected = (self.config.channels, self.config.image_size, self.config.image_size)
+        if tuple(images.shape[1:]) != expected:
+            raise UserError(
+                f"images of shape {tuple(images.shape[1:])}: the model was built for {expected} (C, H, W)"
+            )
+
+    def _shuffled(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """All patches in order of noise [B, L, C * patch**2], and their positions [B, L]."""
+        self._check(images)
+        if noise.shape != (images.shape[0], self.config.patches):
+            raise UserError(
+                f"noise of shape {tuple(noise.shape)}: {self.config.patches} values for each of "
+                f"{images.shape[0]} images are needed"
+            )
+        ids = self.order(noise)
+        return gather_rows(patchify(images, self.config.encoder.patch), ids), ids
+
+    def _predict(self, patches: Tensor, ids: Tensor) -> Tensor:
+        kept = self.config.kept
+        latent = self.encoder(patches[:, :kept], ids[:, :kept])
+        return self.decoder(latent, ids)
+
+    def _loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        target = target.float()
+        if self.config.norm_pix_loss:
+            mean, deviation = patch_statistics(target)
+            target = (target - mean) / deviation
+        return (prediction.float() - target).square().mean()
+
+
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation sqrt(var + 1e-6), unbiased variance, of each patch: [..., n] -> two of [..., 1]."""
+    return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()

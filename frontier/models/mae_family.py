@@ -1,0 +1,73 @@
+"""The MAE family as the engine sees it: its config section, batch adapter and counts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from frontier.config.schema import Section
+from frontier.data.transforms import mask_noise
+from frontier.models.counting import flops_per_image
+from frontier.models.mae import MAE, MAEConfig
+from frontier.models.presets import DecoderShape, get_decoder, get_shape
+from frontier.models.registry import Family, ImageShape
+
+
+class DecoderSection(Section):
+    """Parts of the decoder that differ from the preset's."""
+
+    width: int | None = Field(None, gt=0)
+    depth: int | None = Field(None, gt=0)
+    heads: int | None = Field(None, gt=0)
+
+
+class MAESection(Section):
+    """`model:` of the MAE family: a preset, and what differs from it."""
+
+    family: Literal["mae"] = "mae"
+    preset: str
+    width: int | None = Field(None, gt=0)
+    depth: int | None = Field(None, gt=0)
+    heads: int | None = Field(None, gt=0)
+    mlp_hidden: int | None = Field(None, gt=0)
+    mlp: Literal["plain", "gated"] | None = None
+    patch: int | None = Field(None, gt=0)
+    decoder: DecoderSection = DecoderSection()
+    mask_ratio: float = Field(0.75, gt=0, lt=1)
+    norm_pix_loss: bool = True
+    """Targets normalised patch by patch."""
+
+    def maths(self, images: ImageShape) -> MAEConfig:
+        """The sizes of the model on such images; UserError where they do not fit together."""
+        names = ("width", "depth", "heads", "mlp_hidden", "mlp", "patch")
+        changes = {name: value for name in names if (value := getattr(self, name)) is not None}
+        decoder = get_decoder(self.preset)
+        own = {name: value for name, value in self.decoder.model_dump().items() if value is not None}
+        return MAEConfig(
+            encoder=get_shape(self.preset, **changes),
+            decoder=DecoderShape(**{"width": decoder.width, "depth": decoder.depth, "heads": decoder.heads, **own}),
+            image_size=images.image_size,
+            channels=images.channels,
+            mask_ratio=self.mask_ratio,
+            norm_pix_loss=self.norm_pix_loss,
+        )
+
+
+def _build(section: Any, images: ImageShape) -> nn.Module:
+    return MAE(section.maths(images))
+
+
+def _inputs(module: nn.Module, images: Tensor, members: Tensor, seed: int) -> dict[str, Tensor]:
+    return {"images": images, "noise": mask_noise(members, cast(MAE, module).config.patches, seed)}
+
+
+FAMILY = Family(
+    name="mae",
+    config=MAESection,
+    build=_build,
+    inputs=_inputs,
+    flops=lambda module: flops_per_image(cast(MAE, module).config).step,
+    encoder_parameters=lambda module: sum(p.numel() for p in cast(MAE, module).encoder.parameters()),
+)

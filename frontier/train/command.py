@@ -1,0 +1,78 @@
+"""`frontier pretrain CONFIG [key=value …]`: alone, with --ranks N, under torchrun, srun and mpiexec, unchanged."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from frontier.errors import EXIT_OK, EXIT_USER, RankError, UserError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="frontier pretrain",
+        description="Pretrain a model. Resumes by itself from the newest valid checkpoint in run.dir.",
+        epilog="exit codes: 0 done, 2 the input is wrong, 75 a passing failure, 85 checkpointed on request: requeue",
+    )
+    parser.add_argument("config", help="YAML file (jobs/configs/ holds examples)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="such as train.steps=100 parallel.strategy=ddp"
+    )
+    parser.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine (no launcher needed)")
+    parser.add_argument("--dry-run", action="store_true", help="print config, mesh, memory and cost, and stop")
+    parser.add_argument("--world-size", type=int, metavar="N", help="with --dry-run: as if on N ranks")
+    parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code; raises UserError."""
+    args = _parser().parse_intermixed_args(argv)
+    if (args.world_size or args.json) and not args.dry_run:
+        raise UserError("--world-size and --json go with --dry-run")
+    from frontier.launch.ranks import discover
+
+    ranks = discover()
+    if args.ranks is not None and not args.dry_run:
+        if ranks.source != "alone":
+            raise UserError(
+                f"--ranks is for a start without a launcher, this one was started by {ranks.source}: leave it out"
+            )
+        if args.ranks < 1:
+            raise UserError(f"--ranks {args.ranks}: give a positive number")
+        from frontier.launch.local import run_local
+
+        command = [sys.executable, "-m", "frontier", "pretrain", args.config, *args.overrides]
+        if args.ranks > 1:
+            return run_local(command, args.ranks)
+
+    from frontier.config.load import load_config
+    from frontier.train.plan import resolve
+
+    world = args.world_size or args.ranks or ranks.world_size
+    try:
+        config = load_config(args.config, args.overrides)
+        plan = resolve(config, world)
+    except UserError:
+        if ranks.local_rank == 0:
+            raise
+        return EXIT_USER  # said once a node
+    if args.dry_run:
+        from frontier.train.dry_run import dry_run
+
+        if ranks.is_main:
+            dry_run(plan, as_json=args.json)
+        return EXIT_OK
+
+    from frontier.launch.process_group import choose_device, process_group
+    from frontier.train.trainer import train
+
+    device = choose_device(ranks)
+    with process_group(ranks, device, config.parallel.timeout_s):
+        try:
+            return train(plan, ranks, device)
+        except UserError as error:
+            if ranks.is_main or isinstance(error, RankError):
+                raise
+            return EXIT_USER

@@ -1,0 +1,34 @@
+"""Asked to stop: by SIGUSR1 or SIGTERM, or by a file named STOP in the run folder.
+
+A handler only sets a flag. The flags of all ranks travel with the reduction of the loss, so all ranks leave after
+the same step and no collective is added.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+
+STOP_FILE = "STOP"
+
+
+class StopFlag:
+    """Set by a signal to any rank, or by the STOP file as rank 0 sees it."""
+
+    def __init__(self, run_dir: Path, is_main: bool) -> None:
+        self._file = run_dir / STOP_FILE if is_main else None
+        self.reason: str | None = None
+        self._before = {s: signal.signal(s, self._on_signal) for s in (signal.SIGUSR1, signal.SIGTERM)}
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self.reason = signal.Signals(number).name
+
+    def __bool__(self) -> bool:
+        if self.reason is None and self._file is not None and self._file.exists():
+            self.reason = f"the file {self._file}"
+        return self.reason is not None
+
+    def close(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

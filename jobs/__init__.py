@@ -1,0 +1,1 @@
+"""Job scripts and run configurations, shipped as package data (`frontier_jobs`)."""

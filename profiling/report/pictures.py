@@ -1,0 +1,206 @@
+"""Sample reconstructions of a run's last complete checkpoint, as PNG data URIs: original, masked, predicted,
+pasted.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from frontier_profiling.report.read import Run
+from PIL import Image
+
+from frontier.errors import UserError
+
+IMAGES = 6
+MASK_SEED = 0
+LIMITS = (1.0, 99.0)
+"""Percentiles of the original's shown bands that become black and white, the same for the four pictures of a
+row.
+"""
+GREY = 0.5
+COLUMNS = ("original", "masked", "reconstruction", "reconstruction + visible")
+
+
+@dataclass(frozen=True)
+class Row:
+    """The four pictures of one image, in the order of `COLUMNS`, as data URIs."""
+
+    title: str
+    uris: list[str]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Rows of pictures, or the reason why there are none."""
+
+    rows: list[Row] = field(default_factory=list)
+    size: int = 0
+    caption: str = ""
+    unavailable: str = ""
+
+
+def reconstructions(run: Run, shards: str | None = None) -> Pictures:
+    """Reconstruct a few images of the test split (of the training split where there is no other) with the
+    run's model.
+
+    `shards` replaces the config's `data.shards`. Whatever keeps the pictures from being made is told in
+    `unavailable`: a report does not fail for want of pictures.
+    """
+    try:
+        return _reconstructions(run, shards)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, UserError | OSError):
+            reason = f"{type(error).__name__}: {reason}"
+        return Pictures(unavailable=reason[:300])
+
+
+def _reconstructions(run: Run, shards: str | None) -> Pictures:
+    if not run.checkpoints:
+        raise UserError(f"no complete checkpoint in {run.path / 'checkpoints'}")
+    where = shards or run.setting("data.shards")
+    if not where:
+        raise UserError("the config names no data.shards")
+
+    check_room(run.fact("parameters"))
+    import torch
+
+    from frontier.data.transforms import normalise, resize
+    from frontier.train.checkpoint import load_model
+
+    shard_set = _open_split(where)
+    model, config, step = load_model(run.path)
+    if not hasattr(model, "reconstruct"):
+        raise UserError(f"a {type(model).__name__} does not reconstruct images")
+    data = config["data"]
+    column = data.get("column", "image")
+    chosen = np.unique(np.linspace(0, len(shard_set) - 1, IMAGES).round().astype(int))
+    stored = shard_set.take(column, chosen)
+    mean, std = (torch.tensor(np.asarray(data[key], dtype=np.float32)) for key in ("mean", "std"))
+    size, patch, patches = model.config.image_size, model.config.encoder.patch, model.config.patches
+    images = resize(normalise(torch.from_numpy(stored), mean, std), size)
+    noise = torch.rand(len(chosen), patches, generator=torch.Generator().manual_seed(MASK_SEED))
+    with torch.inference_mode():
+        prediction, mask = model.reconstruct(images, noise)
+
+    def stored_units(batch: Any) -> np.ndarray:
+        return (batch.float() * std.view(-1, 1, 1) + mean.view(-1, 1, 1)).numpy()
+
+    spec = shard_set.manifest["images"][column]
+    bands, names = shown_bands(spec.get("bands") or [], int(spec["shape"][0]))
+    titles = _titles(shard_set, chosen)
+    originals, predictions = stored_units(images)[:, bands], stored_units(prediction)[:, bands]
+    hidden = hidden_pixels(mask.numpy(), patch, size)
+    rows = [
+        Row(title, [png_uri(picture) for picture in four_pictures(original, predicted, covered)])
+        for title, original, predicted, covered in zip(titles, originals, predictions, hidden, strict=True)
+    ]
+    share = float(mask.mean())
+    caption = (
+        f"Checkpoint of step {step:,}; {len(rows)} images spread evenly over the {shard_set.split} split; "
+        f"{100 * share:.0f} % of the {patches} patches of {patch} × {patch} pixels masked at random "
+        f"(seed {MASK_SEED}); "
+        f"bands {names}, one stretch a row from the {LIMITS[0]:g}st to the {LIMITS[1]:g}th percentile of the original. "
+        "Reconstruction shows the predicted patches only."
+    )
+    if getattr(model.config, "norm_pix_loss", False):
+        caption += (
+            " The model predicts patches normalised by their own mean and deviation; for display they are put back on"
+            " those of the true patch, so colour and contrast of a patch are given and only its structure is predicted."
+        )
+    return Pictures(rows=rows, size=size, caption=caption)
+
+
+def check_room(parameters: Any) -> None:
+    """Raises UserError where the weights in float32, twice while they are read, exceed half of the free
+    memory.
+
+    Reports are also made on login nodes, which a model of many billion parameters would bring down.
+    """
+    if not isinstance(parameters, int):
+        return
+    import psutil
+
+    need, free = 8 * parameters / 2**30, psutil.virtual_memory().available / 2**30
+    if need > free / 2:
+        raise UserError(f"loading the model takes about {need:.1f} GiB, more than half of the {free:.1f} GiB free here")
+
+
+def _open_split(where: str) -> Any:
+    from frontier.data.shards import ShardSet, load_manifest
+
+    splits = load_manifest(where)["splits"]
+    for split in ("test", "val", "train"):
+        if splits.get(split, {}).get("samples"):
+            return ShardSet(where, split=split)
+    raise UserError(f"shards {where}: no split holds a sample")
+
+
+def _titles(shard_set: Any, chosen: np.ndarray) -> list[str]:
+    """The class of each image where the shards hold labels, and its number in the split."""
+    titles = [f"{shard_set.split} image {i:,}" for i in chosen]
+    if not shard_set.classes or "label" not in shard_set.manifest["columns"]:
+        return titles
+    labels = shard_set.column("label")[chosen]
+    known = len(shard_set.classes)
+    return [
+        f"{shard_set.classes[label]} · {title}" if 0 <= label < known else title
+        for label, title in zip(labels.tolist(), titles, strict=True)
+    ]
+
+
+def shown_bands(bands: Sequence[dict[str, Any]], channels: int) -> tuple[list[int], str]:
+    """(three band indices to show as red, green, blue; their names).
+
+    Bands named red, green, blue or, as on Sentinel-2, B04, B03, B02; else the first three; a single band as
+    grey.
+    """
+    names = [str(band.get("name", i)) for i, band in enumerate(bands)] or [str(i) for i in range(channels)]
+    lower = [name.lower() for name in names]
+    for triple in (("red", "green", "blue"), ("r", "g", "b"), ("b04", "b03", "b02"), ("b4", "b3", "b2")):
+        if all(name in lower for name in triple):
+            chosen = [lower.index(name) for name in triple]
+            break
+    else:
+        chosen = [0, 1, 2] if channels >= 3 else [0, 0, 0]
+    return chosen, ", ".join(dict.fromkeys(names[i] for i in chosen))
+
+
+def hidden_pixels(mask: np.ndarray, patch: int, size: int) -> np.ndarray:
+    """mask [B, L] of patches, 1 is masked -> bool [B, 1, size, size] of pixels."""
+    grid = size // patch
+    tiles = mask.reshape(len(mask), 1, grid, grid) > 0.5
+    return tiles.repeat(patch, axis=2).repeat(patch, axis=3)
+
+
+def four_pictures(original: np.ndarray, predicted: np.ndarray, hidden: np.ndarray) -> list[np.ndarray]:
+    """original, predicted [3, H, W] in stored units, hidden bool [1, H, W] -> the pictures of `COLUMNS`,
+    uint8 [H, W, 3].
+    """
+    finite = original[np.isfinite(original)]
+    low, high = np.percentile(finite, LIMITS) if finite.size else (0.0, 1.0)
+    scale = max(float(high - low), 1e-12)
+
+    def stretch(image: np.ndarray) -> np.ndarray:
+        return np.nan_to_num(np.clip((image - low) / scale, 0.0, 1.0), nan=0.0)
+
+    true, guess = stretch(original), stretch(predicted)
+    pictures = (
+        true,
+        np.where(hidden, GREY, true),
+        np.where(hidden, guess, GREY),
+        np.where(hidden, guess, true),
+    )
+    return [(255 * picture + 0.5).astype(np.uint8).transpose(1, 2, 0) for picture in pictures]
+
+
+def png_uri(picture: np.ndarray) -> str:
+    """uint8 [H, W, 3] -> data URI of its PNG."""
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

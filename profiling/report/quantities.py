@@ -1,0 +1,207 @@
+"""Every figure of a run in one list, each with its unit and its provenance: the source of table, CSV and
+JSON.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from frontier_profiling.report import probes
+from frontier_profiling.report.read import Run
+from frontier_profiling.report.summary import (
+    final_loss,
+    not_finite,
+    skipped_steps,
+    spread,
+    step_time,
+    training_seconds,
+    warmed_up,
+)
+from frontier_profiling.report.wording import NOT_MEASURED, plural
+
+MEASURED, PREDICTED, PUBLISHED = "measured", "predicted", "published"
+MEMORY_KINDS = {"rss": "resident set of rank 0", "device_peak": "peak allocated on the device of rank 0"}
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One figure; `value` None is "not measured". `key` carries the unit, as in the CSV header."""
+
+    key: str
+    label: str
+    value: float | None
+    unit: str
+    provenance: str
+    note: str = ""
+
+    @property
+    def source(self) -> str:
+        return self.provenance if self.value is not None else NOT_MEASURED
+
+
+def _finite(value: Any, scale: float = 1.0) -> float | None:
+    """A number in the report, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
+        return None
+    return float(value) * scale
+
+
+def _last(run: Run, column: str) -> float | None:
+    values = run.columns[column][np.isfinite(run.columns[column])]
+    return float(values[-1]) if values.size else None
+
+
+def quantities(run: Run) -> list[Quantity]:
+    """All figures of one run, in the order of the report and of the CSV."""
+    keep, rule = warmed_up(run)
+    speed = spread(run.columns["images_per_s"][keep])
+    loss, window = final_loss(run)
+    seconds, device_seconds, overall = training_seconds(run)
+    world = run.fact("world_size")
+    each = speed.median / world if isinstance(world, int) and world > 0 else None
+    memory = run.columns["memory_gib"][np.isfinite(run.columns["memory_gib"])]
+    logged = len(run) > 0
+    top = probes.best(run.probe, probes.PRETRAINED)
+    low, high = top.ci95 if top and top.ci95 else (None, None)
+    rivals = probes.baselines(run.probe)
+    rows = [
+        Quantity(
+            "parameters",
+            "Parameters",
+            _finite(run.fact("parameters")),
+            "",
+            MEASURED,
+            "counted in the built model",
+        ),
+        Quantity(
+            "encoder_parameters",
+            "Parameters of the encoder",
+            _finite(run.fact("encoder_parameters")),
+            "",
+            MEASURED,
+        ),
+        Quantity("steps", "Steps", _last(run, "step"), "", MEASURED),
+        Quantity("epochs", "Epochs", _last(run, "epoch"), "", MEASURED),
+        Quantity("images_seen", "Images seen", _last(run, "samples"), "", MEASURED),
+        Quantity(
+            "final_loss",
+            "Final loss",
+            loss,
+            "",
+            MEASURED,
+            f"median of the last {plural(window, 'logged step')}",
+        ),
+        Quantity("last_loss", "Loss of the last step", _last(run, "loss"), "", MEASURED, "one batch, noisy"),
+        Quantity("images_per_s_median", "Throughput", _finite(speed.median), "images/s", MEASURED, rule),
+        Quantity("images_per_s_p10", "Throughput, p10", _finite(speed.p10), "images/s", MEASURED),
+        Quantity("images_per_s_p90", "Throughput, p90", _finite(speed.p90), "images/s", MEASURED),
+        Quantity("images_per_s_per_device", "Throughput per device", _finite(each), "images/s", MEASURED),
+        Quantity(
+            "images_per_s_overall",
+            "Throughput with checkpoints and stalls",
+            overall,
+            "images/s",
+            MEASURED,
+            "images over seconds, first to last logged step of every start",
+        ),
+    ]
+    for part, found in step_time(run, keep).items():
+        label = "Step time" if part == "step" else f"Step time, {part}"
+        rows.append(Quantity(f"{part}_s_median", label, _finite(found.median), "s", MEASURED))
+        rows.append(Quantity(f"{part}_s_p10", f"{label}, p10", _finite(found.p10), "s", MEASURED))
+        rows.append(Quantity(f"{part}_s_p90", f"{label}, p90", _finite(found.p90), "s", MEASURED))
+    tflops, mfu = spread(run.columns["model_tflops"][keep]), spread(run.columns["mfu"][keep])
+    rows += [
+        Quantity(
+            "memory_gib_max",
+            "Memory",
+            float(memory.max()) if memory.size else None,
+            "GiB",
+            MEASURED,
+            MEMORY_KINDS.get(run.memory_kind or "", "kind not recorded"),
+        ),
+        Quantity(
+            "flops_per_image",
+            "FLOPs per image",
+            _finite(run.fact("flops_per_image")),
+            "FLOP",
+            PREDICTED,
+            "counted from the model's formula; forward and backward, recomputation left out",
+        ),
+        Quantity(
+            "model_tflops_per_device_median",
+            "Model FLOP rate per device",
+            _finite(tflops.median),
+            "TFLOP/s",
+            MEASURED,
+            "counted FLOPs over measured time",
+        ),
+        Quantity(
+            "peak_tflops_per_device",
+            "Peak of the device",
+            _finite(run.fact("peak_tflops")),
+            "TFLOP/s",
+            PUBLISHED,
+        ),
+        Quantity(
+            "mfu_pct_median",
+            "MFU",
+            _finite(mfu.median, 100.0),
+            "%",
+            MEASURED,
+            "model FLOP rate over the device's published peak",
+        ),
+        Quantity(
+            "power_w_median",
+            "Power",
+            _finite(spread(run.columns["power_w"][keep]).median),
+            "W",
+            MEASURED,
+        ),
+        Quantity(
+            "train_h",
+            "Time in training",
+            _finite(seconds, 1 / 3600),
+            "h",
+            MEASURED,
+            "first to last logged step of every start",
+        ),
+        Quantity(
+            "device_h",
+            "Device-hours in training",
+            _finite(device_seconds, 1 / 3600),
+            "device-hours",
+            MEASURED,
+        ),
+        Quantity("starts", "Starts", float(len(run.starts)) if run.starts else None, "", MEASURED),
+        Quantity("skipped_steps", "Skipped steps", float(len(skipped_steps(run))) if logged else None, "", MEASURED),
+        Quantity(
+            "not_finite_losses",
+            "Losses not finite",
+            float(len(not_finite(run))) if logged else None,
+            "",
+            MEASURED,
+        ),
+        Quantity(
+            "probe_accuracy_pct",
+            "Best probe, pretrained",
+            _finite(top.accuracy if top else None, 100.0),
+            "%",
+            MEASURED,
+            top.method if top else "",
+        ),
+        Quantity("probe_ci95_low_pct", "Best probe, 95 % interval, low end", _finite(low, 100.0), "%", MEASURED),
+        Quantity("probe_ci95_high_pct", "Best probe, 95 % interval, high end", _finite(high, 100.0), "%", MEASURED),
+        Quantity(
+            "baseline_accuracy_pct",
+            "Best baseline",
+            _finite(rivals[0].accuracy if rivals else None, 100.0),
+            "%",
+            MEASURED,
+            f"{rivals[0].encoder}, {rivals[0].method}" if rivals else "",
+        ),
+    ]
+    return rows
