@@ -36,9 +36,7 @@ def bench(directory: str | Path, split: str, column: str | None, block: int, sec
     block = min(block, count)
     starts = range(0, count - block + 1, block)
     out = np.empty((block, *spec["shape"]), spec["dtype"])
-    readers: dict[str, Callable[[int], Any]] = {
-        "memory map": lambda start: shards.read(column, start, start + block, out)
-    }
+    readers: dict[str, Callable[[int], Any]] = {"shards": lambda start: shards.read(column, start, start + block, out)}
     files = [open_file(Path(directory) / file) for file in shards.manifest["splits"][split]["shards"]]
     datasets = [file[column] for file in files]
     readers["h5py"] = _h5py_reader(datasets, shards.shard_starts, block, out)
@@ -105,7 +103,7 @@ def _h5py_reader(datasets: list[Any], starts: np.ndarray, block: int, out: np.nd
 def _plain_reader(
     descriptors: list[int], offsets: list[int], starts: np.ndarray, block: int, out: np.ndarray
 ) -> Callable[[int], Any]:
-    raw = memoryview(out).cast("B")
+    raw = out.reshape(-1).view(np.uint8).data
     size = out[0].nbytes
 
     def read(start: int) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from frontier.errors import EXIT_OK, EXIT_USER
+from frontier.errors import EXIT_OK, EXIT_USER, UserError
 
 
 def main(argv: list[str]) -> int:
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb("stats", "per-band statistics of the train split", _stats)
     verb("info", "splits, columns, classes and sizes", _info)
-    sub = verb("bench", "samples/s of reading in order: memory map, h5py, and the same bytes plainly", _bench)
+    sub = verb("bench", "samples/s of reading in order: this reader, h5py, and the same bytes plainly", _bench)
     sub.add_argument("--split", default="train", help="split to read (default: %(default)s)")
     sub.add_argument("--column", help="image column to read (default: the first)")
     sub.add_argument("--block", type=int, default=64, help="samples a read (default: %(default)s)")
@@ -112,11 +112,63 @@ def _add_write(verbs: Any) -> None:
 
 
 def _write(arguments: argparse.Namespace) -> int:
+    from data_prep.folder import REPORT
+    from data_prep.team import assemble
+    from data_prep.writer import write
+
+    team = assemble()
+    try:
+        source, options = team.lead(lambda: _source(arguments))
+        done = write(
+            source,
+            arguments.out,
+            options,
+            workers=arguments.workers,
+            overwrite=arguments.overwrite,
+            progress=_progress() if team.rank == 0 else None,
+            team=team,
+        )
+    except UserError as error:
+        if team.rank == 0:
+            raise
+        return error.exit_code  # rank 0 says it
+    if team.rank:
+        return EXIT_OK
+    manifest = done.manifest
+    size = sum(shard["bytes"] for shard in manifest["shards"])
+    summary = {
+        "shards": str(arguments.out),
+        "samples": manifest["samples"],
+        "splits": {name: split["samples"] for name, split in manifest["splits"].items()},
+        "classes": len(manifest["classes"]),
+        "files_written": done.shards_written,
+        "files_kept": done.shards_kept,
+        "bytes": size,
+        "seconds": round(done.seconds, 2),
+        "fingerprint": manifest["fingerprint"],
+        "notes": manifest["notes"],
+    }
+    if arguments.json:
+        print(json.dumps(summary, indent=1))
+        return EXIT_OK
+    splits = ", ".join(f"{name} {count:,}" for name, count in summary["splits"].items())
+    skipped = manifest["notes"].get("skipped", 0)
+    print(
+        f"{arguments.out}: {manifest['samples']:,} samples ({splits}), {len(manifest['classes'])} classes, "
+        f"{len(manifest['shards'])} shards ({done.shards_written} written, {done.shards_kept} kept), "
+        f"{size / (1 << 20):,.1f} MiB in {done.seconds:.1f} s"
+        + (f"; {skipped} images skipped, named in {arguments.out / REPORT}" if skipped else "")
+    )
+    return EXIT_OK
+
+
+def _source(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """The source and the plan's options that the command line asks for."""
     from data_prep.folder import REPORT, FolderOptions, scan_folder
     from data_prep.plan import PlanOptions
     from data_prep.scenes import SceneSource
     from data_prep.source import Source
-    from data_prep.writer import check_target, write
+    from data_prep.writer import check_target
 
     check_target(arguments.out)
     source: Source
@@ -145,50 +197,17 @@ def _write(arguments: argparse.Namespace) -> int:
             name=arguments.name,
         )
     listing = source.listing()
-    labelled = bool(listing.classes)
     test = arguments.test_fraction
-    options = PlanOptions(
+    if test is None:
+        test = 0.2 if listing.classes and not any(listing.splits) else 0.0
+    return source, PlanOptions(
         seed=arguments.seed,
         val_fraction=arguments.val_fraction,
-        test_fraction=test if test is not None else (0.2 if labelled and not any(listing.splits) else 0.0),
+        test_fraction=test,
         shard_bytes=int(arguments.shard_mib * (1 << 20)),
         samples_per_shard=arguments.samples_per_shard,
         compression=arguments.compression,
     )
-    done = write(
-        source,
-        arguments.out,
-        options,
-        workers=arguments.workers,
-        overwrite=arguments.overwrite,
-        progress=_progress(),
-    )
-    manifest = done.manifest
-    size = sum(shard["bytes"] for shard in manifest["shards"])
-    summary = {
-        "shards": str(arguments.out),
-        "samples": manifest["samples"],
-        "splits": {name: split["samples"] for name, split in manifest["splits"].items()},
-        "classes": len(manifest["classes"]),
-        "files_written": done.shards_written,
-        "files_kept": done.shards_kept,
-        "bytes": size,
-        "seconds": round(done.seconds, 2),
-        "fingerprint": manifest["fingerprint"],
-        "notes": manifest["notes"],
-    }
-    if arguments.json:
-        print(json.dumps(summary, indent=1))
-        return EXIT_OK
-    splits = ", ".join(f"{name} {count:,}" for name, count in summary["splits"].items())
-    skipped = manifest["notes"].get("skipped", 0)
-    print(
-        f"{arguments.out}: {manifest['samples']:,} samples ({splits}), {len(manifest['classes'])} classes, "
-        f"{len(manifest['shards'])} shards ({done.shards_written} written, {done.shards_kept} kept), "
-        f"{size / (1 << 20):,.1f} MiB in {done.seconds:.1f} s"
-        + (f"; {skipped} images skipped, named in {arguments.out / REPORT}" if skipped else "")
-    )
-    return EXIT_OK
 
 
 def _progress() -> Any:

@@ -62,7 +62,7 @@ def make_scene(seed: int, index: int, size: int, sensors: Sequence[str]) -> dict
     season_day = (day % 365 + (182 if lat < 0 else 0)) % 365
     season = Season(season_day, min(1.0, max(0.15, abs(lat) / 45)))
     noon = 90 - abs(lat) + 23.4 * np.sin(2 * np.pi * (season_day - 81) / 365)
-    view = View(float(np.clip(noon, 18, 75)), 155.0 if lat >= 0 else 25.0, max(0.0, rng.normal(0.012, 0.012)))
+    view = View(float(np.clip(noon, 18, 75)), 155.0 if lat >= 0 else 25.0, max(0.0, rng.normal(0.003, 0.008)))
     relief = float(rng.gamma(1.5, 0.18))
     spectra = surface_spectra(rng)
     ground = make_ground(scene_stream(seed, index, 1), label, size, season)

@@ -80,15 +80,18 @@ def make_ground(rng: np.random.Generator, label: int, n: int, season: Season) ->
     land = np.full(fine.shape[1:], base, np.uint8)
     for use, zone, share in ((first, zone_a, share_a), (second, zone_b, share_b)):
         if share:
-            built = {base, use} & _STRAIGHT
-            grid = _snapped(zone, site.angle, rng.uniform(40, 80)) if built else upsample(zone)
-            land[grid > np.quantile(zone, 1 - share)] = use
+            level = float(np.quantile(zone, 1 - share))
+            if {base, use} & _STRAIGHT:
+                inside = _straight_zone(zone, site, rng.uniform(40, 80), level)
+            else:
+                inside = upsample(zone) > level
+            land[inside] = use
     shore = None
     if wanted:
         terrain = upsample(height)
-        level = np.float32(np.quantile(height, wanted))
-        land[terrain < level] = WATER
-        shore = (terrain >= level) & (terrain < level + np.float32(rng.uniform(0.02, 0.09)))
+        surface = np.float32(np.quantile(height, wanted))
+        land[terrain < surface] = WATER
+        shore = (terrain >= surface) & (terrain < surface + np.float32(rng.uniform(0.02, 0.09)))
     material = np.zeros(land.shape, np.uint8)
     green, bright = np.zeros(land.shape, np.float32), np.ones(land.shape, np.float32)
     for use in np.flatnonzero(np.bincount(land.ravel(), minlength=8)).tolist():
@@ -107,16 +110,18 @@ def make_ground(rng: np.random.Generator, label: int, n: int, season: Season) ->
     return Ground(material, green, bright, land, height)
 
 
-def _snapped(zone: np.ndarray, angle: float, cell: float) -> np.ndarray:
-    """`zone` [n, n] on the fine grid, constant within squares of `cell` metres turned by `angle`."""
+def _straight_zone(zone: np.ndarray, site: Site, cell: float, level: float) -> np.ndarray:
+    """Where `zone` [n, n] exceeds `level`, in whole squares of `cell` metres along the parcels: bool [F, F]."""
     n = zone.shape[0]
-    u, v = rotated(n, angle)
+    # Drawn at 5 m, which is fine enough for borders and four times quicker.
+    u, v = site.u[::2, ::2], site.v[::2, ::2]
     side = np.float32(cell)
     u, v = (np.floor(u / side) + 0.5) * side, (np.floor(v / side) + 0.5) * side
-    c, s = np.float32(np.cos(angle) / PIXEL_M), np.float32(np.sin(angle) / PIXEL_M)
+    c, s = np.float32(np.cos(site.angle) / PIXEL_M), np.float32(np.sin(site.angle) / PIXEL_M)
     column = np.clip(c * u - s * v + n / 2, 0, n - 1).astype(np.intp)
     row = np.clip(s * u + c * v + n / 2, 0, n - 1).astype(np.intp)
-    return zone.ravel().take(row * n + column)
+    inside = (zone > level).ravel().take(row * n + column)
+    return inside.repeat(2, 0).repeat(2, 1)
 
 
 def _carve_valley(rng: np.random.Generator, height: np.ndarray, wanted: float) -> np.ndarray:

@@ -20,7 +20,8 @@ class Site:
     """What the painters share: the random stream, the season, and fields of the scene.
 
     `grain`: white noise at 2.5 m; `clump`: noise averaged over 5 m, about the size of a tree crown; `wet` and
-    `rough`: smooth and fractal fields [F, F]. All have unit variance.
+    `rough`: smooth and fractal fields [F, F]. All have unit variance. `u`, `v`: metres from the centre, turned by
+    `angle`, the direction of the scene's parcels and streets.
     """
 
     def __init__(self, rng: np.random.Generator, n: int, season: Season, wet: np.ndarray, rough: np.ndarray) -> None:
@@ -31,6 +32,7 @@ class Site:
         clump += np.roll(clump, 1, 1)
         self.clump = clump * np.float32(0.5)
         self.angle = float(rng.uniform(0, np.pi))
+        self.u, self.v = rotated(n, self.angle)
 
     def random(self, low: float, high: float, size: int) -> np.ndarray:
         """`size` uniform float32 values."""
@@ -66,7 +68,7 @@ def forest(site: Site) -> Layer:
 def grassland(site: Site) -> Layer:
     """Large pastures with faint mowing differences, hedges on some borders, trees standing alone."""
     season, rng = site.season, site.rng
-    u, v = rotated(site.n, site.angle)
+    u, v = site.u, site.v
     number, edge, cut = parcels(rng, u, v, rng.uniform(120, 260), rng.uniform(150, 320))
     lush = season.pulse(150, 85, 0.15, 0.85)
     green = lush + site.random(-0.14, 0.14, 4096).take(number) + 0.09 * site.wet + 0.04 * site.rough
@@ -85,7 +87,7 @@ def grassland(site: Site) -> Layer:
 def cropland(site: Site) -> Layer:
     """Parcels of cereal, maize, rape, fallow and tilled soil, each at its own stage; rows, tramlines and margins."""
     season, rng = site.season, site.rng
-    u, v = rotated(site.n, site.angle)
+    u, v = site.u, site.v
     across = rng.uniform(50, 160)
     number, edge, cut = parcels(rng, u, v, across, across * rng.uniform(1.2, 3.0))
     count = 4096
@@ -125,7 +127,7 @@ def cropland(site: Site) -> Layer:
 def orchard(site: Site) -> Layer:
     """Small parcels of trees or vines in lines, over grass or bare soil; the spacing differs between parcels."""
     season, rng = site.season, site.rng
-    u, v = rotated(site.n, site.angle)
+    u, v = site.u, site.v
     number, edge, cut = parcels(rng, u, v, rng.uniform(45, 100), rng.uniform(70, 180))
     spacing = site.random(6.5, 11, 4096).take(number)
     vines = (site.random(0, 1, 4096) < rng.uniform(0.1, 0.8)).take(number)
@@ -158,7 +160,7 @@ def _shaded(roof: np.ndarray, bright: np.ndarray, cells: int) -> None:
 def residential(site: Site) -> Layer:
     """Streets in a turned grid; lots with a house, a garden and trees; roofs of tile or slate."""
     season, rng = site.season, site.rng
-    u, v = rotated(site.n, site.angle)
+    u, v = site.u, site.v
     bend = np.float32(rng.uniform(0, 9)) * site.wet
     u, v = u + bend, v + bend
     block_u, block_v = rng.uniform(55, 85), rng.uniform(110, 220)
@@ -198,7 +200,7 @@ def residential(site: Site) -> Layer:
 def industrial(site: Site) -> Layer:
     """Large halls in plots, parking with cars, yards of concrete, strips of grass."""
     season, rng = site.season, site.rng
-    u, v = rotated(site.n, site.angle)
+    u, v = site.u, site.v
     number, edge, cut = parcels(rng, u, v, rng.uniform(80, 140), rng.uniform(90, 190))
     nearest = np.minimum(edge, cut)
     road = nearest < 5

@@ -42,7 +42,9 @@ def abundances(ground: Ground) -> np.ndarray:
     lush = (ground.bright * ground.green).ravel()
     total = np.bincount(key, ground.bright.ravel(), n * n * kinds)
     full = np.bincount(key, lush, n * n * kinds)
-    out = np.stack([total - full, full]).astype(np.float32) / np.float32(FINE * FINE)
+    out = np.empty((2, n * n * kinds), np.float32)
+    np.multiply(total - full, 1 / FINE**2, out=out[0], casting="same_kind")
+    np.multiply(full, 1 / FINE**2, out=out[1], casting="same_kind")
     return out.reshape(2, n * n, kinds)
 
 
@@ -97,10 +99,11 @@ def cloud_layer(rng: np.random.Generator, n: int, view: View) -> tuple[np.ndarra
     field = smooth_fields(rng, (3.3,), n)[0]
     cover = rng.uniform(0.02, 0.3)
     edge = np.quantile(field, 1 - cover)
-    opacity = rng.uniform(0.6, 1.0) * np.clip((field - edge) * rng.uniform(0.6, 1.6), 0, 1) ** 1.4
+    opacity = rng.uniform(0.5, 1.0) * np.clip((field - edge) * rng.uniform(0.5, 1.2), 0, 1) ** 2
     azimuth = np.deg2rad(view.sun_azimuth)
     length = rng.uniform(60, 160) / np.tan(np.deg2rad(view.sun_elevation)) / 10
     # The shadow falls away from the sun; azimuth runs clockwise from north, rows run south.
+    length = min(length, 0.7 * n)
     shift = (round(length * np.cos(azimuth)), round(-length * np.sin(azimuth)))
     shadow = np.zeros_like(opacity)
     source = opacity[max(0, -shift[0]) : n - max(0, shift[0]), max(0, -shift[1]) : n - max(0, shift[1])]

@@ -212,7 +212,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically: temporary name, sync, rename, sync of the directory."""
     temporary = temporary_name(path)
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, sort_keys=True)
+        json.dump(content, file, indent=1)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())

@@ -23,6 +23,7 @@ from data_prep.plan import Plan, PlanOptions, column_types, image_entry, make_pl
 from data_prep.shard_file import ShardTask, done_path, finished_record, remove_stale, write_json, write_shard
 from data_prep.source import Source
 from data_prep.statistics import merge_statistics, published_statistics
+from data_prep.team import Team
 from frontier import __version__
 from frontier.data.manifest import MANIFEST, SCHEMA
 from frontier.errors import TransientError, UserError
@@ -40,6 +41,17 @@ class Written:
     seconds: float
 
 
+@dataclass
+class _Job:
+    """What rank 0 found out: the plan, the shards that are whole, and the tasks that remain."""
+
+    plan: Plan
+    images: dict[str, Any]
+    columns: dict[str, str]
+    records: dict[str, dict[str, Any]]
+    tasks: list[ShardTask]
+
+
 def write(
     source: Source,
     directory: str | Path,
@@ -48,54 +60,83 @@ def write(
     workers: int = 1,
     overwrite: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
+    team: Team | None = None,
 ) -> Written:
     """Write `source` to `directory`, or finish what an earlier call began.
 
-    Only shards that are missing or not whole are written. `progress(samples done, samples in all, shards left)` is
-    called after each shard. Raises `UserError` where the directory holds something else, the disk is too small, or
-    the source refuses; `TransientError` where a worker process died.
+    Only shards that are missing or not whole are written, by `workers` processes on every rank of `team`.
+    `progress(samples done, samples in all, shards left)` is called after each shard of this rank. Raises `UserError`
+    where the directory holds something else, the disk is too small, or the source refuses; `TransientError` where a
+    worker process died.
     """
     begun = time.monotonic()
+    if workers < 1:
+        raise UserError(f"--workers {workers}: give 1 or more")
     directory = Path(directory)
+    team = team or Team()
+    job: _Job | None = None
+
+    def begin() -> tuple[list[ShardTask], int, int]:
+        nonlocal job
+        job = _prepare(source, directory, options, overwrite)
+        return job.tasks, job.plan.samples, sum(record["samples"] for record in job.records.values())
+
+    tasks, samples, done = team.lead(begin)
+    mine = tasks[team.rank :: team.size]
+
+    def work() -> list[dict[str, Any]]:
+        written: list[dict[str, Any]] = []
+        reached = done
+        for record in _run(mine, source, workers):
+            written.append(record)
+            reached += record["samples"]
+            if progress is not None:
+                progress(reached, samples, len(mine) - len(written))
+        return written
+
+    fresh = team.collect(work)
+
+    def conclude() -> Written:
+        assert job is not None  # rank 0 has run `begin`
+        records = job.records | {record["file"]: record for record in fresh}
+        ordered = [records[shard.file] for shard in job.plan.shards]
+        manifest = _manifest(source, job.plan, job.images, job.columns, ordered)
+        if not _same_manifest(directory, manifest):
+            write_json(directory / MANIFEST, manifest)
+        return Written(manifest, len(fresh), len(job.records), time.monotonic() - begun)
+
+    return team.lead(conclude)
+
+
+def _prepare(source: Source, directory: Path, options: PlanOptions, overwrite: bool) -> _Job:
+    """Plan, claim the directory, look at what is already there, and check the space for the rest."""
     plan = make_plan(source, options)
     _prepare_directory(directory, plan, overwrite)
     remove_stale(directory)
-    records: dict[str, dict[str, Any]] = {}
+    images = {name: image_entry(column, options.compression) for name, column in source.images.items()}
+    job = _Job(plan, images, column_types(source, plan.id_width), {}, [])
     for shard in plan.shards:
         record = finished_record(directory, shard, plan.fingerprint)
         if record is not None:
-            records[shard.file] = record
-    kept = len(records)
-    todo = [shard for shard in plan.shards if shard.file not in records]
-    _check_space(directory, source, [len(shard.rows) for shard in todo])
-    images = {name: image_entry(column, options.compression) for name, column in source.images.items()}
-    columns = column_types(source, plan.id_width)
-    tasks = [
-        ShardTask(
-            shard,
-            tuple(plan.listing.ids[row] for row in shard.rows),
-            np.asarray(plan.listing.labels)[list(shard.rows)],
-            columns,
-            images,
-            options.compression,
-            plan.fingerprint,
-            str(directory),
+            job.records[shard.file] = record
+            continue
+        job.tasks.append(
+            ShardTask(
+                shard,
+                tuple(plan.listing.ids[row] for row in shard.rows),
+                np.asarray(plan.listing.labels)[list(shard.rows)],
+                job.columns,
+                images,
+                options.compression,
+                plan.fingerprint,
+                str(directory),
+            )
         )
-        for shard in todo
-    ]
-    if tasks and (directory / MANIFEST).exists():
+    _check_space(directory, source, [len(task.shard.rows) for task in job.tasks])
+    if job.tasks:
         # Until the shards are whole again the set must not look complete.
-        (directory / MANIFEST).unlink()
-    done = sum(record["samples"] for record in records.values())
-    for record in _run(tasks, source, workers):
-        records[record["file"]] = record
-        done += record["samples"]
-        if progress is not None:
-            progress(done, plan.samples, len(plan.shards) - len(records))
-    manifest = _manifest(source, plan, images, columns, [records[shard.file] for shard in plan.shards])
-    if not _same_manifest(directory, manifest):
-        write_json(directory / MANIFEST, manifest)
-    return Written(manifest, len(tasks), kept, time.monotonic() - begun)
+        (directory / MANIFEST).unlink(missing_ok=True)
+    return job
 
 
 def check_target(directory: str | Path) -> None:
@@ -208,8 +249,6 @@ def _work(task: ShardTask) -> dict[str, Any]:
 
 
 def _run(tasks: list[ShardTask], source: Source, workers: int) -> Iterator[dict[str, Any]]:
-    if workers < 1:
-        raise UserError(f"--workers {workers}: give 1 or more")
     workers = min(workers, len(tasks))
     if workers <= 1:
         for task in tasks:

@@ -34,33 +34,39 @@ def _unknown(verb: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns its exit code. A `UserError` becomes one line on stderr."""
+    from frontier.errors import EXIT_TRANSIENT, UserError
+
     argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(argv)
+    except UserError as error:
+        print(f"frontier {argv[0]}: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `frontier … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_TRANSIENT
+    except KeyboardInterrupt:
+        print("frontier: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
+        print(usage(), flush=True)
         return 0
     if argv[0] in ("-V", "--version"):
         from frontier import __version__
 
         print(f"frontier {__version__}")
         return 0
-    from frontier.errors import EXIT_TRANSIENT, EXIT_USER, UserError
+    from frontier.errors import EXIT_USER
 
     verb, *rest = argv
     if verb not in VERBS:
         print(_unknown(verb), file=sys.stderr)
         return EXIT_USER
     target, function = VERBS[verb][0].split(":")
-    try:
-        return getattr(importlib.import_module(target), function)(rest)
-    except UserError as error:
-        print(f"frontier {verb}: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # `frontier … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_TRANSIENT
-    except KeyboardInterrupt:
-        print(f"frontier {verb}: interrupted", file=sys.stderr)
-        return 130
+    return getattr(importlib.import_module(target), function)(rest)
 
 
 if __name__ == "__main__":

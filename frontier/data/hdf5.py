@@ -1,8 +1,8 @@
-"""Opening one HDF5 shard: every structural promise is checked here, and contiguous data is memory-mapped.
+"""Opening one HDF5 shard: every structural promise is checked here, and contiguous data is read without HDF5.
 
-A contiguous, uncompressed dataset is one run of bytes in the file. HDF5 gives its offset, so samples are read
-from a memory map of the file, and h5py, its global lock and its per-call cost are out of the way. Chunked or
-filtered datasets are read through h5py instead.
+A contiguous, uncompressed dataset is one run of bytes in the file. HDF5 gives its offset, so samples are read from
+a memory map of the file, or for long runs by one positioned read, and h5py, its global lock and its per-call cost
+are out of the way. Chunked or filtered datasets are read through h5py instead.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ import numpy as np
 from frontier.errors import UserError
 
 REWRITE = "delete it and run the same `frontier shards write` again"
+
+
+LONG_RUN = 1 << 20
+"""Bytes from which a run is read with `preadv` rather than copied from the map. A first pass over pages of the file
+cache costs a page fault per 4 KiB in a map (measured: 6 against 9.5 GiB/s in 6 MiB runs), and a parallel file system
+is asked for the whole run at once instead of by read-ahead; short runs save the system call."""
 
 
 def open_file(path: Path) -> h5py.File:
@@ -40,34 +46,35 @@ def check_size(path: Path, size: int) -> None:
     except FileNotFoundError:
         raise UserError(f"shard {path}: missing: {REWRITE}, or copy the directory again") from None
     except OSError as error:
-        raise UserError(
-            f"shard {path}: cannot be reached ({error.strerror}): mend the access rights"
-        ) from None
+        raise UserError(f"shard {path}: cannot be reached ({error.strerror}): mend the access rights") from None
     if found != size:
         what = "truncated" if found < size else "longer than written"
         raise UserError(f"shard {path}: {what} ({found} bytes, the manifest says {size}): {REWRITE}")
 
 
 class OpenShard:
-    """One open shard. Holds one descriptor (the memory map), or an h5py file where a column needs it."""
+    """One open shard: a memory map and a descriptor, or an h5py file where a column needs it.
+
+    `arrays`: by column, the whole column as a read-only array over the map, or as an h5py dataset.
+    """
 
     def __init__(self, path: Path, samples: int, images: dict[str, Any], columns: dict[str, str]) -> None:
         """`images` and `columns` as in the manifest. Raises `UserError` where the file breaks a promise."""
         self.path = path
         self.arrays: dict[str, Any] = {}
         self._file: h5py.File | None = None
+        self._descriptor: int | None = None
+        self._offsets: dict[str, int] = {}
         file = open_file(path)
         try:
             _refuse_foreign(file, path)
             wanted = {name: (samples, *spec["shape"]) for name, spec in images.items()}
             wanted |= dict.fromkeys(columns, (samples,))
             dtypes = {name: spec["dtype"] for name, spec in images.items()} | columns
-            offsets = {
-                name: _check_dataset(file, name, shape, dtypes[name], path) for name, shape in wanted.items()
-            }
+            offsets = {name: _check_dataset(file, name, shape, dtypes[name], path) for name, shape in wanted.items()}
             if any(offset is not None for offset in offsets.values()):
-                with open(path, "rb") as raw:
-                    view = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
+                self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                view = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
             for name, offset in offsets.items():
                 if offset is None:
                     self.arrays[name] = file[name]
@@ -78,15 +85,42 @@ class OpenShard:
                 if offset + count * dtype.itemsize > len(view):
                     raise UserError(f"shard {path}: dataset {name!r} runs past the file's end: {REWRITE}")
                 self.arrays[name] = np.frombuffer(view, dtype, count, offset).reshape(shape)
+                self._offsets[name] = offset
         except BaseException:
             file.close()
+            self.close()
             raise
         if self._file is None:
             file.close()
 
+    def read_into(self, name: str, start: int, stop: int, out: np.ndarray) -> None:
+        """Copy samples `start` to `stop - 1` of a column into `out`, of the same shape and dtype."""
+        array = self.arrays[name]
+        if not isinstance(array, np.ndarray):
+            if stop > start:
+                array.read_direct(out, np.s_[start:stop])
+            return
+        size = array[0].nbytes
+        if (stop - start) * size < LONG_RUN or self._descriptor is None or not out.flags.c_contiguous:
+            np.copyto(out, array[start:stop])
+            return
+        raw = out.reshape(-1).view(np.uint8).data
+        position, done = self._offsets[name] + start * size, 0
+        while done < len(raw):
+            got = os.preadv(self._descriptor, [raw[done:]], position + done)
+            if got == 0:
+                raise UserError(f"shard {self.path}: truncated while it was read: {REWRITE}")
+            done += got
+
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
         """Let go of the file; arrays already copied out stay valid."""
         self.arrays = {}
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -125,19 +125,13 @@ def _check(manifest: Any, path: Path) -> None:
         raise _broken(path, f"'samples' is {manifest['samples']} but the shards hold {total}")
     for split, entry in manifest["splits"].items():
         listed = entry.get("shards") if isinstance(entry, dict) else None
-        if not isinstance(listed, list) or any(
-            file not in files or files[file]["split"] != split for file in listed
-        ):
+        if not isinstance(listed, list) or any(file not in files or files[file]["split"] != split for file in listed):
             raise _broken(path, f"split {split!r} names shards that are not its own")
         if entry.get("samples") != sum(files[file]["samples"] for file in listed):
             raise _broken(path, f"split {split!r}: 'samples' is not the sum over its shards")
     for column, spec in manifest["images"].items():
         shape = spec.get("shape") if isinstance(spec, dict) else None
-        if (
-            not isinstance(shape, list)
-            or len(shape) != 3
-            or not all(isinstance(n, int) and n > 0 for n in shape)
-        ):
+        if not isinstance(shape, list) or len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
             raise _broken(path, f"image column {column!r}: 'shape' is not [C, H, W]")
         if not isinstance(spec.get("dtype"), str):
             raise _broken(path, f"image column {column!r}: no 'dtype'")

@@ -36,9 +36,7 @@ class ShardSet:
     int64 [shards + 1], the global index at which each shard begins. `len()` is the number of samples.
     """
 
-    def __init__(
-        self, path: str | Path, split: str = "train", *, check: bool = True, open_shards: int = 256
-    ) -> None:
+    def __init__(self, path: str | Path, split: str = "train", *, check: bool = True, open_shards: int = 128) -> None:
         """Open `split` of the shard directory `path`.
 
         `check=False` leaves a shard's checks to its first use: for many ranks, of which one has checked. At
@@ -102,14 +100,11 @@ class ShardSet:
                 break
             base = int(self.shard_starts[index])
             end = min(stop, int(self.shard_starts[index + 1]))
-            part = self._shard(index).arrays[column]
-            _copy(part, done - base, end - base, out[done - start : end - start])
+            self._shard(index).read_into(column, done - base, end - base, out[done - start : end - start])
             done = end
         return out
 
-    def take(
-        self, column: str, indices: Sequence[int] | np.ndarray, out: np.ndarray | None = None
-    ) -> np.ndarray:
+    def take(self, column: str, indices: Sequence[int] | np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The samples at `indices` (global, any order, repeats allowed), in the order asked: [n, C, H, W]."""
         self._image_spec(column)
         wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
@@ -120,7 +115,8 @@ class ShardSet:
         for index in np.unique(owner):
             places = np.flatnonzero(owner == index)
             local = wanted[places] - self.shard_starts[index]
-            part = self._shard(int(index)).arrays[column]
+            opened = self._shard(int(index))  # held: letting go of it would close its file
+            part = opened.arrays[column]
             if isinstance(part, np.ndarray):
                 for place, row in zip(places.tolist(), local.tolist(), strict=True):
                     out[place] = part[row]
@@ -138,11 +134,11 @@ class ShardSet:
         if name not in self.manifest["columns"]:
             hint = " (an image column: use read or take)" if name in self.manifest["images"] else ""
             raise UserError(
-                f"shards {self.path}: no per-sample column {name!r}{hint}: "
-                f"{nearest(name, self.manifest['columns'])}"
+                f"shards {self.path}: no per-sample column {name!r}{hint}: {nearest(name, self.manifest['columns'])}"
             )
         if name not in self._columns:
-            parts = [np.array(self._shard(i).arrays[name]) for i in range(len(self._shards))]
+            opened = (self._shard(index) for index in range(len(self._shards)))
+            parts = [np.array(shard.arrays[name]) for shard in opened]
             dtype = np.dtype(self.manifest["columns"][name])
             values = np.concatenate(parts) if parts else np.empty(0, dtype)
             values.flags.writeable = False
@@ -200,13 +196,6 @@ class ShardSet:
             while len(self._open) > self._limit:
                 self._open.popitem(last=False)
             return opened
-
-
-def _copy(part: Any, start: int, stop: int, out: np.ndarray) -> None:
-    if isinstance(part, np.ndarray):
-        np.copyto(out, part[start:stop])
-    elif out.size:
-        part.read_direct(out, np.s_[start:stop])
 
 
 def _after_fork() -> None:

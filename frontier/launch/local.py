@@ -10,7 +10,13 @@ import sys
 import time
 from collections.abc import Sequence
 
-from frontier.errors import EXIT_REQUEUE
+from frontier.errors import EXIT_REQUEUE, EXIT_USER
+
+
+def _first_failure(codes: Sequence[int | None]) -> tuple[int, int] | None:
+    """(rank, code) of the rank to blame: one that a signal ended before one that failed for want of it."""
+    failed = [(r, code) for r, code in enumerate(codes) if code is not None and code not in (0, EXIT_REQUEUE)]
+    return min(failed, key=lambda item: (item[1] >= 0, item[0]), default=None)
 
 
 def free_port() -> int:
@@ -46,18 +52,20 @@ def run_local(command: Sequence[str], ranks: int, grace_s: float = 30.0) -> int:
                 child.send_signal(number)
 
     before = {s: signal.signal(s, pass_on) for s in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)}
-    first_failure: int | None = None
-    deadline: float | None = None
+    blamed: tuple[int, int] | None = None
+    deadline = float("inf")
     try:
-        while any(child.poll() is None for child in children):
-            for rank, child in enumerate(children):
-                code = child.returncode
-                if code not in (None, 0, EXIT_REQUEUE) and first_failure is None:
-                    first_failure, deadline = code, time.monotonic() + (0 if code == 2 else grace_s)
+        running = True
+        while running:
+            codes = [child.poll() for child in children]
+            running = None in codes
+            if blamed is None and (blamed := _first_failure(codes)):
+                rank, code = blamed
+                deadline = time.monotonic() + (0 if code == EXIT_USER else grace_s)
+                if code != EXIT_USER:  # there the rank itself has said why
                     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-                    if code != 2:
-                        print(f"frontier: rank {rank} ended with {how}; ending the others", file=sys.stderr)
-            if deadline is not None and time.monotonic() > deadline:
+                    print(f"frontier: rank {rank} ended with {how}; ending the others", file=sys.stderr)
+            if time.monotonic() > deadline:
                 for child in children:
                     if child.poll() is None:
                         child.kill()
@@ -65,9 +73,6 @@ def run_local(command: Sequence[str], ranks: int, grace_s: float = 30.0) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    codes = [child.returncode for child in children]
-    if first_failure is None:
-        first_failure = next((c for c in codes if c not in (0, EXIT_REQUEUE)), None)
-    if first_failure is not None:
-        return 128 - first_failure if first_failure < 0 else first_failure
+    if blamed is not None:
+        return 128 - blamed[1] if blamed[1] < 0 else blamed[1]
     return EXIT_REQUEUE if EXIT_REQUEUE in codes else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -62,5 +63,20 @@ def process_group(ranks: Ranks, device: torch.device, timeout_s: int) -> Iterato
     )
     try:
         yield
+    except RuntimeError as error:  # c10d's DistError is one
+        if not _lost_rank(error):
+            raise
+        raise TransientError(
+            f"rank {ranks.rank} on {socket.gethostname()} lost contact with another rank, which died, hung for "
+            f"{timeout_s} s (parallel.timeout_s) or lost its network: its own output says why; start again to go on from the "
+            f"newest checkpoint ({str(error).splitlines()[0][:160]})"
+        ) from None
     finally:
         dist.destroy_process_group()
+
+
+def _lost_rank(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank is gone, as far as the backends' words tell."""
+    text = str(error).lower()
+    signs = ("connection closed by peer", "connection reset by peer", "timed out", "timeout", "remote process exited")
+    return isinstance(error, dist.DistError) or any(sign in text for sign in signs)

@@ -31,12 +31,7 @@ def encoder_parameter_count(shape: ViTShape, channels: int = 3, position_image_s
 def parameter_count(config: MAEConfig) -> int:
     """Trained parameters of encoder and decoder."""
     width, decoder = config.encoder.width, config.decoder.width
-    head = (
-        (width * decoder + decoder)
-        + decoder
-        + 2 * decoder
-        + (decoder * config.patch_values + config.patch_values)
-    )
+    head = (width * decoder + decoder) + decoder + 2 * decoder + (decoder * config.patch_values + config.patch_values)
     blocks = config.decoder.depth * block_parameters(decoder, 4 * decoder)
     return encoder_parameter_count(config.encoder, config.channels) + head + blocks
 

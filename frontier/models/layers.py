@@ -68,9 +68,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(
-        self, width: int, heads: int, hidden: int, mlp: MLPKind = "plain", eps: float = 1e-6
-    ) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, mlp: MLPKind = "plain", eps: float = 1e-6) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads)

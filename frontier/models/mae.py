@@ -39,9 +39,7 @@ class MAEConfig:
         check_image_size(self.image_size, self.encoder.patch)
         check_heads(self.decoder.width, self.decoder.heads, "decoder heads")
         if self.decoder.width % 4:
-            raise UserError(
-                f"decoder width {self.decoder.width}: 2-D sine-cosine positions need a multiple of 4"
-            )
+            raise UserError(f"decoder width {self.decoder.width}: 2-D sine-cosine positions need a multiple of 4")
         if self.decoder.depth < 1:
             raise UserError(f"decoder depth {self.decoder.depth}: it must be at least 1")
         if self.channels < 1:
@@ -102,9 +100,7 @@ class Decoder(nn.Module):
 
     def initial_value(self, local_name: str, generator: torch.Generator) -> Tensor:
         """The mask token is drawn from N(0, 0.02**2), as in MAE."""
-        return torch.empty(getattr(self, local_name).shape, device="cpu").normal_(
-            0.0, 0.02, generator=generator
-        )
+        return torch.empty(getattr(self, local_name).shape, device="cpu").normal_(0.0, 0.02, generator=generator)
 
     def initial_buffer(self, local_name: str) -> Tensor:
         return sincos_2d(self.width, self.grid)
@@ -189,9 +185,7 @@ class MAE(nn.Module):
     def _check(self, images: Tensor) -> None:
         expected = (self.config.channels, self.config.image_size, self.config.image_size)
         if tuple(images.shape[1:]) != expected:
-            raise UserError(
-                f"images of shape {tuple(images.shape[1:])}: the model was built for {expected} (C, H, W)"
-            )
+            raise UserError(f"images of shape {tuple(images.shape[1:])}: the model was built for {expected} (C, H, W)")
 
     def _shuffled(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """All patches in order of noise [B, L, C * patch**2], and their positions [B, L]."""

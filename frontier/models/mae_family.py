@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, cast
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from frontier.models.counting import flops_per_image
 from frontier.models.mae import MAE, MAEConfig
 from frontier.models.presets import DecoderShape, get_decoder, get_shape
 from frontier.models.registry import Family, ImageShape
+from frontier.models.two_view import TwoViewMAE
 
 
 class DecoderSection(Section):
@@ -21,6 +23,14 @@ class DecoderSection(Section):
     width: int | None = Field(None, gt=0)
     depth: int | None = Field(None, gt=0)
     heads: int | None = Field(None, gt=0)
+
+
+class TwoViewSection(Section):
+    """The second objective of `TwoViewMAE`."""
+
+    weight: float = Field(1.0, gt=0)
+    width: int = Field(256, gt=0)
+    """Of the projector."""
 
 
 class MAESection(Section):
@@ -38,6 +48,8 @@ class MAESection(Section):
     mask_ratio: float = Field(0.75, gt=0, lt=1)
     norm_pix_loss: bool = True
     """Targets normalised patch by patch."""
+    two_view: TwoViewSection | None = None
+    """Two views a sample, and a term that makes them agree (`frontier.models.two_view`): for small data."""
 
     def maths(self, images: ImageShape) -> MAEConfig:
         """The sizes of the model on such images; UserError where they do not fit together."""
@@ -56,11 +68,22 @@ class MAESection(Section):
 
 
 def _build(section: Any, images: ImageShape) -> nn.Module:
+    if section.two_view is not None:
+        return TwoViewMAE(section.maths(images), section.two_view.weight, section.two_view.width)
     return MAE(section.maths(images))
 
 
-def _inputs(module: nn.Module, images: Tensor, members: Tensor, seed: int) -> dict[str, Tensor]:
-    return {"images": images, "noise": mask_noise(members, cast(MAE, module).config.patches, seed)}
+def _inputs(module: nn.Module, views: list[Tensor], members: Tensor, seed: int) -> dict[str, Tensor]:
+    patches = cast(MAE, module).config.patches
+    if len(views) == 1:
+        return {"images": views[0], "noise": mask_noise(members, patches, seed)}
+    noise = [mask_noise(members, patches, seed, view) for view in range(len(views))]
+    return {"images": torch.stack(views, 1), "noise": torch.stack(noise, 1)}
+
+
+def _flops(module: nn.Module) -> int:
+    views = 2 if isinstance(module, TwoViewMAE) else 1
+    return views * flops_per_image(cast(MAE, module).config).step
 
 
 FAMILY = Family(
@@ -68,6 +91,8 @@ FAMILY = Family(
     config=MAESection,
     build=_build,
     inputs=_inputs,
-    flops=lambda module: flops_per_image(cast(MAE, module).config).step,
+    views=lambda section: 1 if section.two_view is None else 2,
+    whole_batch=lambda section: section.two_view is not None,
+    flops=_flops,
     encoder_parameters=lambda module: sum(p.numel() for p in cast(MAE, module).encoder.parameters()),
 )

@@ -56,9 +56,7 @@ class ViT(nn.Module):
 
     def initial_value(self, local_name: str, generator: torch.Generator) -> Tensor:
         """Tokens are drawn from N(0, 0.02**2), as in MAE."""
-        return torch.empty(getattr(self, local_name).shape, device="cpu").normal_(
-            0.0, 0.02, generator=generator
-        )
+        return torch.empty(getattr(self, local_name).shape, device="cpu").normal_(0.0, 0.02, generator=generator)
 
     def initial_buffer(self, local_name: str) -> Tensor:
         return sincos_2d(self.shape.width, self.grid)

@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="frontier probe",
         description="Evaluate a frozen encoder on labelled shards, beside a randomly initialised one of the "
-        "same shape and colour and texture statistics, with 95 %% intervals.",
+        "same shape and colour and texture statistics, with 95 % intervals.",
         epilog="The random encoder is the model of the run's config with the seed run.seed + 1 + SEED.",
     )
     add = parser.add_argument

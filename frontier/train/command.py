@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from frontier.errors import EXIT_OK, EXIT_USER, RankError, UserError
+from frontier.errors import EXIT_OK, EXIT_USER, RankError, TransientError, UserError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,10 +69,12 @@ def main(argv: Sequence[str]) -> int:
     from frontier.train.trainer import train
 
     device = choose_device(ranks)
-    with process_group(ranks, device, config.parallel.timeout_s):
-        try:
+    try:
+        with process_group(ranks, device, config.parallel.timeout_s):
             return train(plan, ranks, device)
-        except UserError as error:
-            if ranks.is_main or isinstance(error, RankError):
-                raise
-            return EXIT_USER
+    except UserError as error:
+        # What all ranks met is said by rank 0 alone, what one rank met by itself, a lost rank once a node.
+        told = isinstance(error, RankError) or (isinstance(error, TransientError) and ranks.local_rank == 0)
+        if ranks.is_main or told:
+            raise
+        return error.exit_code

@@ -130,6 +130,10 @@ class MetricsLog:
         self._file.close()
 
 
+def _shown(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
+
+
 def hms(seconds: float) -> str:
     hours, rest = divmod(int(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
@@ -164,14 +168,14 @@ class Console:
             self._bar.update(
                 self._task,
                 completed=row["step"],
-                description=f"loss {row['loss']:.4f}  {row['images_per_s']:.0f} img/s",
+                description=f"loss {_shown(row['loss'])}  {row['images_per_s']:.0f} img/s",
             )
         elif self.mode == "lines" and (row["step"] % self.every == 0 or row["step"] in (1, self.steps)):
             typical = sorted(self._recent)[len(self._recent) // 2]
             waiting = 100 * row["data_s"] / row["step_s"]
             print(
-                f"step {row['step']:>{len(str(self.steps))}}/{self.steps}  epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  "
-                f"lr {row['lr']:.2e}  |g| {row['grad_norm'] or float('nan'):.3f}  {row['images_per_s']:.1f} img/s  "
+                f"step {row['step']:>{len(str(self.steps))}}/{self.steps}  epoch {row['epoch']:.2f}  loss {_shown(row['loss'])}  "
+                f"lr {row['lr']:.2e}  |g| {_shown(row['grad_norm'])}  {row['images_per_s']:.1f} img/s  "
                 f"{row['step_s']:.2f} s (data {waiting:.0f} %)  {row['memory_gib']:.2f} GiB  "
                 f"left {hms(typical * (self.steps - row['step']))}",
                 flush=True,

@@ -19,6 +19,7 @@ from frontier.data.transforms import augment, normalise, resize
 from frontier.errors import EXIT_OK, EXIT_REQUEUE, RankError, UserError
 from frontier.launch.ranks import Ranks
 from frontier.parallel.apply import parallelise, scale_gradients, set_gradient_sync, total_norm, unwrap
+from frontier.parallel.gather import gather_rows_of_all_ranks
 from frontier.train.checkpoint import Checkpoints, check_parameters
 from frontier.train.metrics import Console, MetricsLog, device_name, memory_gib, peak_tflops, write_start
 from frontier.train.optimizer import build_adamw, named_state, set_lr, set_updates
@@ -39,20 +40,30 @@ class Progress:
 
 @dataclass
 class StepResult:
-    """What one step came to: loss over the global batch, gradient norm, whether any rank was asked to stop."""
+    """What one step came to: loss over the global batch and its parts, gradient norm, whether a rank was asked to stop."""
 
     loss: float
+    terms: dict[str, float]
     grad_norm: float
     stop: bool
     parts: dict[str, float]
 
 
-def prepare(plan: RunPlan, batch: Batch, device: torch.device, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """Stored integers -> (images [B, C, S, S] float32 normalised and augmented, members [B, 2]), on the device."""
+def prepare(
+    plan: RunPlan, batch: Batch, device: torch.device, mean: Tensor, std: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """Stored integers -> (views [B, C, S, S] float32 normalised and augmented, members [B, 2]), on the device."""
+    config = plan.config
     members = batch.members.to(device, non_blocking=True)
     images = normalise(batch.images.to(device, non_blocking=True), mean, std)
-    images = augment(images, members, plan.config.data.augment, plan.config.run.seed)
-    return resize(images, plan.config.data.image_size or images.shape[-1]), members
+    views = [
+        resize(
+            augment(images, members, config.data.augment, config.run.seed, view),
+            config.data.image_size or images.shape[-1],
+        )
+        for view in range(plan.family.views(config.model))
+    ]
+    return views, members
 
 
 class Engine:
@@ -63,6 +74,8 @@ class Engine:
         config = plan.config
         self.model = parallelise(plan.model, config.parallel, plan.dims, device, config.run.seed)
         self.module: nn.Module = unwrap(self.model)
+        if plan.family.whole_batch(config.model):
+            self.module.gather = gather_rows_of_all_ranks  # type: ignore[assignment]
         self.optimizer = build_adamw(self.module, config.train)
         assert config.data.mean and config.data.std
         self.mean = torch.tensor(config.data.mean, device=device)
@@ -83,23 +96,25 @@ class Engine:
         except UserError as error:
             raise RankError(f"rank {self.ranks.rank}: {error}") from None
         clock.mark("data_s")
-        images, members = prepare(plan, batch, self.device, self.mean, self.std)
-        loss_sum = torch.zeros((), device=self.device)
+        views, members = prepare(plan, batch, self.device, self.mean, self.std)
+        sums: dict[str, Tensor] = {}
         micro, times = plan.batch.micro_batch, plan.batch.accumulation
         for turn in range(times):
             part = slice(turn * micro, (turn + 1) * micro)
             set_gradient_sync(self.model, turn == times - 1)
-            inputs = plan.family.inputs(self.module, images[part], members[part], plan.config.run.seed)
+            inputs = plan.family.inputs(self.module, [v[part] for v in views], members[part], plan.config.run.seed)
             with self.autocast:
-                loss = self.model(**inputs)["loss"]
+                losses = self.model(**inputs)
             clock.mark("forward_s")
-            (loss / times).backward()
-            loss_sum += loss.detach() / times
+            (losses["loss"] / times).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach() / times
             clock.mark("backward_s")
         norm = total_norm(self.module)
-        shared = torch.stack([loss_sum / plan.dims.data_ranks, torch.tensor(float(stop), device=self.device)])
+        shared = torch.stack([torch.tensor(float(stop), device=self.device), *sums.values()])
         dist.all_reduce(shared)
-        grad_norm, loss_value, stops = torch.cat([norm.reshape(1), shared]).tolist()
+        grad_norm, stops, *totals = torch.cat([norm.reshape(1), shared]).tolist()
+        means = {name: total / plan.dims.data_ranks for name, total in zip(sums, totals, strict=True)}
         if math.isfinite(grad_norm):
             clip = plan.config.train.clip_norm
             if clip is not None and grad_norm > clip:
@@ -110,7 +125,7 @@ class Engine:
         clock.mark("optimizer_s")
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
-        return StepResult(loss_value, grad_norm, stops > 0, clock.parts())
+        return StepResult(means.pop("loss"), means, grad_norm, stops > 0, clock.parts())
 
     def state(self) -> dict[str, Tensor]:
         return named_state(self.module, self.optimizer)
@@ -282,6 +297,7 @@ def _row(
         "epoch": samples / plan.sampler.epoch_samples,
         "samples": samples,
         "loss": _finite(result.loss),
+        **{name: _finite(value) for name, value in result.terms.items()},
         "lr": lr,
         "grad_norm": _finite(result.grad_norm),
         "images_per_s": images_per_s,

@@ -6,23 +6,25 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
 from frontier_profiling.report import probes
 from frontier_profiling.report.probes import encoder_name
 from frontier_profiling.report.read import ProbeRow, Run
 from frontier_profiling.report.summary import PARTS, Spread, not_finite, restarts, skipped_steps
 from frontier_profiling.report.svg import COLOURS, SERIES, draw
 from frontier_profiling.report.wording import count, duration, significant
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 MOST_POINTS = 1000
+LOGGABLE = ("loss", "grad_norm")
 LOG_FROM = 12.0
 """A curve is drawn on a log axis where its values span more than this ratio (99th over 1st percentile)."""
 
 
 def smoothing_window(points: int) -> int:
-    """Points of the running median: a fiftieth of the curve, odd, at least 1."""
-    return max(1, points // 50) | 1
+    """Points of the running median: a thirtieth of the curve, odd, at least 1."""
+    return max(1, points // 30) | 1
 
 
 def running_median(values: np.ndarray, window: int) -> np.ndarray:
@@ -61,7 +63,9 @@ def _needs_log(values: np.ndarray) -> bool:
 
 def _log_axis(axes: Axes) -> None:
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    low, high = axes.get_ylim()
+    subs = (1.0, 2.0, 5.0) if high / low < 100 else (1.0,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
@@ -152,7 +156,7 @@ def curve(run: Run, column: str, title: str, *, name: str, width: int, height: i
             axes.plot(x, running_median(middle, window), color=COLOURS["s1"])
         else:
             axes.plot(x, middle, color=COLOURS["s1"], marker="o" if np.isfinite(middle).sum() < 3 else None)
-        log = _needs_log(y)
+        log = column in LOGGABLE and _needs_log(y)
         if log:
             _log_axis(axes)
         elif column in ("images_per_s", "memory_gib", "lr"):

@@ -11,17 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from frontier_profiling.report.read import Run
 from PIL import Image
 
 from frontier.errors import UserError
+from frontier_profiling.report.read import Run
 
 IMAGES = 6
 MASK_SEED = 0
 LIMITS = (1.0, 99.0)
-"""Percentiles of the original's shown bands that become black and white, the same for the four pictures of a
-row.
-"""
+"""Percentiles of the originals' shown bands that become black and white, the same for all pictures."""
 GREY = 0.5
 COLUMNS = ("original", "masked", "reconstruction", "reconstruction + visible")
 
@@ -74,6 +72,7 @@ def _reconstructions(run: Run, shards: str | None) -> Pictures:
     from frontier.train.checkpoint import load_model
 
     shard_set = _open_split(where)
+    model: Any
     model, config, step = load_model(run.path)
     if not hasattr(model, "reconstruct"):
         raise UserError(f"a {type(model).__name__} does not reconstruct images")
@@ -96,8 +95,9 @@ def _reconstructions(run: Run, shards: str | None) -> Pictures:
     titles = _titles(shard_set, chosen)
     originals, predictions = stored_units(images)[:, bands], stored_units(prediction)[:, bands]
     hidden = hidden_pixels(mask.numpy(), patch, size)
+    ends = limits(originals)
     rows = [
-        Row(title, [png_uri(picture) for picture in four_pictures(original, predicted, covered)])
+        Row(title, [png_uri(picture) for picture in four_pictures(original, predicted, covered, *ends)])
         for title, original, predicted, covered in zip(titles, originals, predictions, hidden, strict=True)
     ]
     share = float(mask.mean())
@@ -105,13 +105,13 @@ def _reconstructions(run: Run, shards: str | None) -> Pictures:
         f"Checkpoint of step {step:,}; {len(rows)} images spread evenly over the {shard_set.split} split; "
         f"{100 * share:.0f} % of the {patches} patches of {patch} × {patch} pixels masked at random "
         f"(seed {MASK_SEED}); "
-        f"bands {names}, one stretch a row from the {LIMITS[0]:g}st to the {LIMITS[1]:g}th percentile of the original. "
+        f"bands {names}, one stretch for all, from the {LIMITS[0]:g}st to the {LIMITS[1]:g}th percentile of the originals. "
         "Reconstruction shows the predicted patches only."
     )
     if getattr(model.config, "norm_pix_loss", False):
         caption += (
             " The model predicts patches normalised by their own mean and deviation; for display they are put back on"
-            " those of the true patch, so colour and contrast of a patch are given and only its structure is predicted."
+            " those of the true patch: its brightness and contrast are given, its structure and hue are predicted."
         )
     return Pictures(rows=rows, size=size, caption=caption)
 
@@ -128,7 +128,9 @@ def check_room(parameters: Any) -> None:
 
     need, free = 8 * parameters / 2**30, psutil.virtual_memory().available / 2**30
     if need > free / 2:
-        raise UserError(f"loading the model takes about {need:.1f} GiB, more than half of the {free:.1f} GiB free here")
+        raise UserError(
+            f"loading the model takes about {need:.1f} GiB, more than half of the memory that is free on this machine"
+        )
 
 
 def _open_split(where: str) -> Any:
@@ -178,16 +180,24 @@ def hidden_pixels(mask: np.ndarray, patch: int, size: int) -> np.ndarray:
     return tiles.repeat(patch, axis=2).repeat(patch, axis=3)
 
 
-def four_pictures(original: np.ndarray, predicted: np.ndarray, hidden: np.ndarray) -> list[np.ndarray]:
-    """original, predicted [3, H, W] in stored units, hidden bool [1, H, W] -> the pictures of `COLUMNS`,
-    uint8 [H, W, 3].
-    """
-    finite = original[np.isfinite(original)]
+def limits(originals: np.ndarray) -> tuple[float, float]:
+    """The values to show as black and white: `LIMITS` of the finite values."""
+    finite = originals[np.isfinite(originals)]
     low, high = np.percentile(finite, LIMITS) if finite.size else (0.0, 1.0)
-    scale = max(float(high - low), 1e-12)
+    return float(low), float(high)
+
+
+def four_pictures(
+    original: np.ndarray, predicted: np.ndarray, hidden: np.ndarray, black: float, white: float
+) -> list[np.ndarray]:
+    """The pictures of `COLUMNS`, uint8 [H, W, 3].
+
+    original, predicted [3, H, W] in stored units; hidden bool [1, H, W]; `black` and `white` in stored units.
+    """
+    scale = max(white - black, 1e-12)
 
     def stretch(image: np.ndarray) -> np.ndarray:
-        return np.nan_to_num(np.clip((image - low) / scale, 0.0, 1.0), nan=0.0)
+        return np.nan_to_num(np.clip((image - black) / scale, 0.0, 1.0), nan=0.0)
 
     true, guess = stretch(original), stretch(predicted)
     pictures = (

@@ -81,9 +81,11 @@ def _paired(a: ProbeRow, b: ProbeRow) -> tuple[float, float] | None:
     """The interval that row a carries of its difference to b's encoder under the same method, if it fits the
     two rows.
     """
-    found = a.details.get("difference")
-    found = found.get(b.encoder) if isinstance(found, dict) and a.method == b.method else None
-    bounds = found.get("ci95") if isinstance(found, dict) else None
+    every = a.details.get("difference")
+    found = every.get(b.encoder) if isinstance(every, dict) and a.method == b.method else None
+    if not isinstance(found, dict):
+        return None
+    bounds = found.get("ci95")
     if not isinstance(bounds, list) or len(bounds) != 2:
         return None
     told, low, high = (number(value) for value in (found.get("accuracy"), *bounds))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from frontier_profiling.report import probes
 from frontier_profiling.report.read import Run
 from frontier_profiling.report.summary import (

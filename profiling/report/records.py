@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+
 from frontier_profiling.report import probes, wording
 from frontier_profiling.report.pictures import Pictures
 from frontier_profiling.report.quantities import quantities

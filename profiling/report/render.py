@@ -9,6 +9,9 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
+
+from frontier import __version__
 from frontier_profiling.report import figures, probes, wording
 from frontier_profiling.report.pictures import COLUMNS as PICTURE_COLUMNS
 from frontier_profiling.report.pictures import Pictures
@@ -25,9 +28,6 @@ from frontier_profiling.report.summary import (
     step_time,
     warmed_up,
 )
-from markupsafe import Markup
-
-from frontier import __version__
 
 WIDE, HALF = 940, 460
 DETAILED = tuple(f"{part}_s_" for part in PARTS)
@@ -111,7 +111,7 @@ def bare_number(figure: Quantity) -> str:
 
 
 def run_drawings(run: Run) -> dict[str, str]:
-    small = {"width": HALF, "height": 250, "events": False}
+    small: dict[str, Any] = {"width": HALF, "height": 250, "events": False}
     starts = [(f"start {i + 1}", step_time(run, _of_start(run, i))) for i in range(len(run.starts))]
     known = [row for row in starts if row[1]["step"].known]
     rows = known[-8:] if len(known) > 1 else []

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from frontier_profiling.report.read import Run
 from frontier_profiling.report.wording import plural
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -28,7 +29,7 @@ COLOURS = {
 """Stand-ins that no drawing uses otherwise; each becomes `var(--name)` of report.css."""
 SERIES = ("s1", "s2", "s3", "s4", "s5", "s6")
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "frontier-report",
     "svg.fonttype": "none",
     "font.size": 11.5,

@@ -1,0 +1,90 @@
+"""Config files: inheritance, overrides, nearest keys, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from frontier.config.load import load_config, nearest_key, parse_override, validate
+from frontier.errors import UserError
+from tests.conftest import ROOT, toy_config
+
+VALUES = toy_config(Path("run"), Path("shards"))
+
+
+def test_defaults_are_spelled_out_and_round_trip() -> None:
+    config = validate(VALUES)
+    told = config.as_dict()
+    assert told["parallel"]["strategy"] == "full_shard"
+    assert told["train"]["betas"] == [0.9, 0.95]
+    assert validate(told) == config
+    assert validate(told).hash() == config.hash()
+
+
+def test_hash_sees_every_value() -> None:
+    changed = {**VALUES, "run": {**VALUES["run"], "seed": 4}}
+    assert validate(changed).hash() != validate(VALUES).hash()
+
+
+def test_extends_and_overrides(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(VALUES))
+    (tmp_path / "sub").mkdir()
+    child = tmp_path / "sub" / "child.yaml"
+    child.write_text("extends: ../base.yaml\ntrain: {base_lr: 1.0e-3}\n")
+    config = load_config(child, ["train.steps=7", "data.augment.symmetries=false", "run.seed=9", "train.min_lr=1e-6"])
+    assert config.train.base_lr == 1e-3
+    assert config.train.steps == 7
+    assert config.train.global_batch == 32
+    assert config.train.min_lr == 1e-6
+    assert not config.data.augment.symmetries
+    assert config.data.augment.crop_scale == (0.4, 1.0)
+
+
+def test_extends_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(UserError, match="extends itself"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_yaml_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "evil.yaml").write_text("run: !!python/object/apply:os.system ['true']\n")
+    with pytest.raises(UserError, match="not YAML"):
+        load_config(tmp_path / "evil.yaml")
+
+
+def test_nearest_key_by_spelling_then_by_last_part() -> None:
+    known = ["train.global_batch", "train.base_lr", "parallel.strategy", "data.augment.crop_scale"]
+    assert nearest_key("train.globl_batch", known) == "train.global_batch"
+    assert nearest_key("strategy", known) == "parallel.strategy"
+    assert nearest_key("model.crop_scales", known) == "data.augment.crop_scale"
+    assert nearest_key("zzz", known) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"family": "mae", "preset": "vit_debug", "mask_rato": 0.5}}, "did you mean 'model.mask_ratio'"),
+        ({"train": {"global_batch": 32}}, "exactly one of"),
+        ({"train": {"global_batch": 32, "steps": 1, "epochs": 2}}, "steps and epochs"),
+        ({"train": {"global_batch": 32, "steps": 1, "micro_batch": 5}}, "does not divide"),
+        ({"parallel": {"strategy": "hybrid_0"}}, "hybrid_<k>"),
+        ({"data": {"shards": "x", "augment": {"crop_scale": [0.9, 0.2]}}}, "low <= high"),
+        ({"model": {}}, "model.preset"),
+    ],
+)
+def test_refusals_name_the_key_and_the_mend(change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        validate({**VALUES, **change})
+
+
+def test_override_without_equals() -> None:
+    with pytest.raises(UserError, match="not an override"):
+        parse_override("train.steps")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs/configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configs_are_valid(path: Path) -> None:
+    load_config(path)

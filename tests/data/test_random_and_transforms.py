@@ -1,0 +1,100 @@
+"""Counter-based random numbers and the transforms that use them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from frontier.config.schema import AugmentConfig
+from frontier.data.random import stream_keys, uniform
+from frontier.data.transforms import apply_symmetry, augment, mask_noise, normalise, random_resized_crop, resize
+
+
+def members(n: int, epoch: int = 0) -> torch.Tensor:
+    return torch.stack([torch.full((n,), epoch), torch.arange(n)], 1)
+
+
+def reference(seed: int, stream: int, epoch: int, sample: int, n: int) -> list[float]:
+    """The same numbers with Python's unbounded integers."""
+    mask = 0xFFFFFFFF
+
+    def mix(x: int) -> int:
+        x ^= x >> 16
+        x = x * 0x7FEB352D & mask
+        x ^= x >> 15
+        x = x * 0x846CA68B & mask
+        return x ^ x >> 16
+
+    key = mix((seed * 0x9E3779B1 + stream * 0x85EBCA77 + 1) & mask)
+    for part in (epoch, sample & mask, sample >> 32):
+        key = mix((key + part * 0x9E3779B1) & mask)
+    return [(mix(mix((key + i * 0x9E3779B1) & mask) ^ key) >> 8) / 2**24 for i in range(1, n + 1)]
+
+
+@pytest.mark.parametrize("where", [(0, 13, 0, 0), (2**31 - 1, 12, 99, 123456), (7, 11, 3, 2**40 + 5)])
+def test_equal_to_exact_integers(where: tuple[int, int, int, int]) -> None:
+    seed, stream, epoch, sample = where
+    ours = uniform(stream_keys(seed, stream, torch.tensor([[epoch, sample]])), 20)[0]
+    assert ours.tolist() == reference(seed, stream, epoch, sample, 20)
+
+
+def test_uniform_by_kolmogorov_and_correlation() -> None:
+    draws = uniform(stream_keys(0, 13, members(2000)), 64).double().numpy()
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    flat = np.sort(draws.ravel())
+    distance = np.abs(flat - np.arange(len(flat)) / len(flat)).max()
+    assert distance < 1.63 / np.sqrt(len(flat))  # 1 % level
+    along_samples = np.corrcoef(draws[:-1].ravel(), draws[1:].ravel())[0, 1]
+    along_tokens = np.corrcoef(draws[:, :-1].ravel(), draws[:, 1:].ravel())[0, 1]
+    assert max(abs(along_samples), abs(along_tokens)) < 4 / np.sqrt(draws.size)
+
+
+def test_any_split_of_a_batch_gives_the_same() -> None:
+    whole = mask_noise(members(16), 49, seed=3)
+    parts = torch.cat([mask_noise(members(16)[i : i + 4], 49, seed=3) for i in range(0, 16, 4)])
+    assert torch.equal(whole, parts)
+    assert not torch.equal(whole, mask_noise(members(16, epoch=1), 49, seed=3))
+    assert not torch.equal(whole, mask_noise(members(16), 49, seed=3, view=1))
+
+
+def test_symmetries_are_the_eight_of_the_square() -> None:
+    image = torch.arange(9.0).view(1, 1, 3, 3)
+    results = {tuple(apply_symmetry(image, torch.tensor([code])).flatten().tolist()) for code in range(8)}
+    expected = set()
+    for turns in range(4):
+        turned = torch.rot90(image, turns, (2, 3))
+        expected |= {tuple(turned.flatten().tolist()), tuple(turned.flip(-1).flatten().tolist())}
+    assert results == expected
+
+
+def test_full_crop_is_the_identity_and_small_crops_are_inside() -> None:
+    image = torch.rand(4, 3, 16, 16)
+    same = random_resized_crop(image, torch.full((4, 4), 0.5), (1.0, 1.0))
+    torch.testing.assert_close(same, image, atol=1e-5, rtol=1e-5)
+    ramp = torch.linspace(0, 1, 16).expand(1, 1, 16, 16)
+    crop = random_resized_crop(ramp, torch.tensor([[0.0, 0.5, 0.0, 0.5]]), (0.25, 1.0))  # left half
+    assert crop.max() <= 0.52
+    assert crop.min() == 0
+
+
+def test_augmentation_moves_images_per_sample() -> None:
+    config = AugmentConfig(symmetries=True, crop_scale=(0.3, 1.0))
+    image = torch.rand(1, 3, 8, 8).expand(6, -1, -1, -1)
+    out = augment(image, members(6), config, seed=0)
+    assert len({tuple(o.flatten().tolist()) for o in out}) == 6
+    assert not torch.equal(out, augment(image, members(6), config, seed=0, view=1))
+    assert torch.equal(augment(image, members(6), AugmentConfig(), seed=0), image)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.float32])
+def test_normalise(dtype: torch.dtype) -> None:
+    stored = torch.tensor([[[[100, 200]], [[7, 9]]]]).to(dtype)
+    out = normalise(stored, torch.tensor([150.0, 8.0]), torch.tensor([50.0, 2.0]))
+    assert out.tolist() == [[[[-1.0, 1.0]], [[-0.5, 0.5]]]]
+    assert out.dtype == torch.float32
+
+
+def test_resize_keeps_constants() -> None:
+    assert torch.allclose(resize(torch.full((1, 2, 8, 8), 3.0), 5), torch.tensor(3.0))

@@ -1,0 +1,292 @@
+"""Folders of images: layouts, fitting, bands and depth, damaged files, links, splits and copies."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.folder import FolderOptions, find_images, scan_folder
+from data_prep.images import decode, load_image
+from data_prep.plan import PlanOptions, make_plan
+from data_prep.writer import write
+from frontier.data.shards import ShardSet
+from frontier.errors import UserError
+
+
+def save(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def noise(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape or (8, 8, 3), np.uint8)
+
+
+def folder_of(root: Path, classes: int = 2, each: int = 5) -> Path:
+    for c in range(classes):
+        for i in range(each):
+            save(root / f"class{c}" / f"{i}.png", noise(100 * c + i))
+    return root
+
+
+def test_classes_ids_and_pixels(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "in", 3, 4)
+    save(root / "class1" / "deeper" / "x.png", noise(999))
+    write(scan_folder(root, FolderOptions()), tmp_path / "out", PlanOptions())
+    shards = ShardSet(tmp_path / "out")
+    assert shards.classes == ["class0", "class1", "class2"]
+    assert len(shards) == 13
+    images = shards.read("image", 0, 13)
+    for name, label, image in zip(shards.column("sample_id"), shards.column("label"), images, strict=True):
+        path = root / name.decode()
+        assert np.array_equal(image, np.asarray(Image.open(path)).transpose(2, 0, 1))
+        assert path.relative_to(root).parts[0] == f"class{label}"
+
+
+def test_flat_folder_has_no_labels(tmp_path: Path) -> None:
+    for i in range(4):
+        save(tmp_path / "in" / f"{i}.png", noise(i))
+    write(scan_folder(tmp_path / "in", FolderOptions()), tmp_path / "out", PlanOptions())
+    shards = ShardSet(tmp_path / "out")
+    assert shards.classes == []
+    assert shards.column("label").tolist() == [-1] * 4
+
+
+def test_splits_by_exact_fraction_of_every_class(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "in", 3, 20)
+    write(scan_folder(root, FolderOptions()), tmp_path / "out", PlanOptions(test_fraction=0.2, val_fraction=0.1))
+    counts = {
+        name: np.bincount(ShardSet(tmp_path / "out", name).column("label")).tolist()
+        for name in ("train", "val", "test")
+    }
+    assert counts == {"train": [14] * 3, "val": [2] * 3, "test": [4] * 3}
+
+
+def test_given_splits(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("test", 2), ("validation", 1)):
+        for i in range(count):
+            save(tmp_path / "in" / split / "river" / f"{i}.png", noise(hash(split) % 1000 + i))
+    plan = make_plan(scan_folder(tmp_path / "in", FolderOptions()), PlanOptions())
+    assert {shard.split: len(shard.rows) for shard in plan.shards} == {"train": 3, "val": 1, "test": 2}
+    assert plan.listing.classes == ("river",)
+
+
+def test_copies_never_straddle_splits(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    for i in range(60):
+        save(root / f"class{i % 2}" / f"{i}.png", noise(i // 3))
+    source = scan_folder(root, FolderOptions())
+    plan = make_plan(source, PlanOptions(test_fraction=0.3))
+    listing = source.listing()
+    where: dict[bytes, set[str]] = {}
+    for shard in plan.shards:
+        for row in shard.rows:
+            where.setdefault(listing.groups[row], set()).add(shard.split)
+    assert len(where) == 20
+    assert all(len(splits) == 1 for splits in where.values())
+    assert listing.notes["duplicates"] == 40
+
+
+def test_mixed_layout_is_refused(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "in")
+    save(root / "stray.png", noise(1))
+    with pytest.raises(UserError, match=r"1 images lie beside the class folders \(such as stray.png\)"):
+        scan_folder(root, FolderOptions())
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        scan_folder(tmp_path / "nowhere", FolderOptions())
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text("x")
+    with pytest.raises(UserError, match="no images \\(1 other files"):
+        scan_folder(tmp_path / "in", FolderOptions())
+
+
+def test_different_sizes_need_a_choice(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png", noise(0, 8, 8, 3))
+    save(tmp_path / "in" / "b.png", noise(1, 6, 9, 3))
+    with pytest.raises(UserError, match="2 different sizes: .*9x6.*--image-size"):
+        scan_folder(tmp_path / "in", FolderOptions())
+    assert scan_folder(tmp_path / "in", FolderOptions(size=4)).images["image"].shape == (3, 4, 4)
+
+
+def png(image: Image.Image) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return decode(buffer.getvalue())
+
+
+def test_fitting() -> None:
+    ramp = np.tile(np.arange(0, 240, 10, dtype=np.uint8), (12, 1))
+    image = png(Image.fromarray(ramp))
+    shape = (1, 6, 6)
+    assert np.array_equal(load_image(image, shape, "crop", False)[0], ramp[3:9, 9:15])
+    resized = load_image(image, shape, "resize", False)[0]
+    assert np.abs(resized[3].astype(int) - np.array([15, 55, 95, 135, 175, 215])).max() <= 6
+    both = load_image(image, shape, "resize_crop", False)[0]
+    assert np.abs(both[3].astype(int) - np.array([65, 85, 105, 125, 145, 165])).max() <= 2
+    same = load_image(image, (1, 12, 24), "resize_crop", False)[0]
+    assert np.array_equal(same, ramp), "a size that fits is left alone"
+
+
+def test_bands_and_alpha() -> None:
+    grey, colour = noise(0, 5, 5), noise(1, 5, 5, 3)
+    repeated = load_image(png(Image.fromarray(grey)), (3, 5, 5), "crop", False)
+    assert all(np.array_equal(band, grey) for band in repeated)
+    alpha = np.dstack([colour, np.zeros((5, 5), np.uint8)])
+    dropped = load_image(png(Image.fromarray(alpha)), (3, 5, 5), "crop", False)
+    assert np.array_equal(dropped, colour.transpose(2, 0, 1))
+    palette = Image.fromarray(colour).quantize(8)
+    expected = np.asarray(palette.convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(load_image(png(palette), (3, 5, 5), "crop", False), expected)
+
+
+def test_grey_and_16_bits(tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (2, 8, 8)).astype(np.uint16)
+    for i in range(2):
+        save(tmp_path / "deep" / f"{i}.{('png', 'tif')[i]}", deep[i])
+    write(scan_folder(tmp_path / "deep", FolderOptions()), tmp_path / "out", PlanOptions())
+    shards = ShardSet(tmp_path / "out")
+    for name, image in zip(shards.column("sample_id"), shards.read("image", 0, 2), strict=True):
+        assert image.dtype == np.uint16
+        assert np.array_equal(image[0], deep[int(name[:1])])
+    # One 8-bit image among them, and all become 8 bits: the upper byte.
+    save(tmp_path / "deep" / "2.png", noise(0, 8, 8))
+    source = scan_folder(tmp_path / "deep", FolderOptions(channels="rgb"))
+    assert source.images["image"].dtype == "uint8"
+    loaded = source.load([0])["image"][0]
+    assert loaded.shape == (3, 8, 8)
+    assert np.array_equal(loaded[1], deep[0] >> 8)
+
+
+def colour_png_of_16_bits() -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + bytes(4 * 6) for _ in range(4))
+    head = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    root = folder_of(tmp_path / "in", 2, 6)
+    whole = (root / "class0" / "0.png").read_bytes()
+    (root / "class0" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (root / "class0" / "empty.jpg").write_bytes(b"")
+    (root / "class0" / "text.jpg").write_text("not an image")
+    (root / "class1" / "deep.png").write_bytes(colour_png_of_16_bits())
+    pages = [Image.fromarray(noise(i)) for i in range(3)]
+    pages[0].save(root / "class1" / "pages.tif", save_all=True, append_images=pages[1:])
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(root / "class1" / "float.tif")
+    return root
+
+
+def test_damaged_images_stop_before_anything_is_written(damaged: Path, tmp_path: Path) -> None:
+    report = tmp_path / "out" / "unreadable.tsv"
+    with pytest.raises(UserError, match=r"6 of 18 images cannot be used: class0/cut.png.*--on-error skip"):
+        scan_folder(damaged, FolderOptions(), report=report)
+    lines = dict(line.split("\t") for line in report.read_text().splitlines())
+    assert sorted(lines) == [
+        "class0/cut.png",
+        "class0/empty.jpg",
+        "class0/text.jpg",
+        "class1/deep.png",
+        "class1/float.tif",
+        "class1/pages.tif",
+    ]
+    assert "3 pages" in lines["class1/pages.tif"]
+    assert "16-bit colour" in lines["class1/deep.png"]
+    assert [path.name for path in report.parent.iterdir()] == ["unreadable.tsv"]
+
+
+def test_damaged_images_are_skipped_by_choice(damaged: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    source = scan_folder(damaged, FolderOptions(on_error="skip"), report=out / "unreadable.tsv")
+    done = write(source, out, PlanOptions())
+    assert done.manifest["samples"] == 12
+    assert done.manifest["notes"]["skipped"] == 6
+    assert len((out / "unreadable.tsv").read_text().splitlines()) == 6
+
+
+def test_nothing_usable(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(b"x")
+    with pytest.raises(UserError, match="none of 1 images"):
+        scan_folder(tmp_path / "in", FolderOptions(on_error="skip"))
+
+
+def test_crops_need_large_images(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png", noise(0, 9, 7, 3))
+    with pytest.raises(UserError, match="7x9 is smaller than the crop of 8"):
+        scan_folder(tmp_path / "in", FolderOptions(size=8, fit="crop"))
+
+
+def test_links_that_leave_are_not_followed(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "in")
+    outside = save(tmp_path / "secret" / "s.png", noise(7))
+    os.symlink(outside, root / "class0" / "out.png")
+    os.symlink(tmp_path / "secret", root / "class9")
+    os.symlink(root / "class0" / "0.png", root / "class1" / "inside.png")
+    (root / "class0" / ".hidden.png").write_bytes(b"")
+    files, counts = find_images(root)
+    names = [file.path for file in files]
+    assert "class0/out.png" not in names
+    assert not any(name.startswith("class9") for name in names)
+    assert "class1/inside.png" in names
+    assert counts == {"other_files": 0, "links_not_followed": 2}
+    assert len(names) == 11
+
+
+def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "in")
+    source = scan_folder(root, FolderOptions())
+    save(root / "class1" / "3.png", noise(12345))
+    with pytest.raises(UserError, match=r"class1/3.png: changed while it was read"):
+        write(source, tmp_path / "out", PlanOptions())
+
+
+def test_names_that_are_not_ascii(tmp_path: Path) -> None:
+    name = "ä" * 40 + ".png"
+    save(tmp_path / "in" / "höhe" / name, noise(0))
+    write(scan_folder(tmp_path / "in", FolderOptions()), tmp_path / "out", PlanOptions())
+    shards = ShardSet(tmp_path / "out")
+    assert shards.manifest["columns"]["sample_id"] == "S128"
+    assert shards.column("sample_id")[0].decode() == f"höhe/{name}"
+    assert shards.classes == ["höhe"]
+
+
+def test_two_workers_scan_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.folder._IN_PROCESS", 4)
+    root = folder_of(tmp_path / "in")
+    one, two = (scan_folder(root, FolderOptions(), workers=n) for n in (1, 2))
+    assert one.describe() == two.describe()
+    assert make_plan(one, PlanOptions()).fingerprint == make_plan(two, PlanOptions()).fingerprint
+
+
+@pytest.mark.realdata
+def test_eurosat(tmp_path: Path) -> None:
+    folder = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "eurosat_rgb"
+    if not folder.is_dir():
+        pytest.skip(f"the shared EuroSAT images are not at {folder}")
+    few = tmp_path / "few"
+    for group in sorted(folder.iterdir()):
+        (few / group.name).mkdir(parents=True)
+        for image in sorted(group.iterdir())[:20]:
+            (few / group.name / image.name).write_bytes(image.read_bytes())
+    write(scan_folder(few, FolderOptions()), tmp_path / "out", PlanOptions(test_fraction=0.2))
+    train, test = ShardSet(tmp_path / "out"), ShardSet(tmp_path / "out", "test")
+    assert (len(train), len(test)) == (160, 40)
+    assert np.bincount(train.column("label")).tolist() == [16] * 10
+    mean = train.statistics("image")[0] / 255
+    # The published channel means of the whole set.
+    assert np.abs(mean - [0.344, 0.380, 0.408]).max() < 0.03
