@@ -39,7 +39,7 @@ setup(
     packages=packages,
     package_dir=renamed,
     package_data={
-        "frontier_jobs": ["*.sh", "configs/*.yaml"],
+        "frontier_jobs": ["*.sh", "*.env", "configs/*.yaml"],
         "frontier_profiling": ["report/*.j2", "report/*.css"],
     },
     install_requires=[

@@ -18,7 +18,7 @@ def normalise(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> to
     """(images - mean) / std per band. images [B, C, H, W] in stored units of any type; mean, std [C]. float32."""
     if images.dtype == torch.uint16:
         images = images.to(torch.int32)
-    return images.to(torch.float32).sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
+    return (images.to(torch.float32) - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frontier.errors import UserError
@@ -208,9 +209,12 @@ class MAE(nn.Module):
         if self.config.norm_pix_loss:
             mean, deviation = patch_statistics(target)
             target = (target - mean) / deviation
-        return (prediction.float() - target).square().mean()
+        return F.mse_loss(prediction.float(), target)
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation sqrt(var + 1e-6), unbiased variance, of each patch: [..., n] -> two of [..., 1]."""
-    return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+    mean = patches.mean(dim=-1, keepdim=True)
+    # Two passes: as exact as torch.var, and many times faster on a CPU.
+    variance = (patches - mean).square().sum(dim=-1, keepdim=True) / (patches.shape[-1] - 1)
+    return mean, (variance + 1e-6).sqrt()
