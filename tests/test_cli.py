@@ -56,6 +56,8 @@ def imports_of(path: Path) -> set[str]:
 def test_arrows_point_one_way() -> None:
     for path in (ROOT / "frontier").rglob("*.py"):
         names = imports_of(path)
-        assert not {n for n in names if n.split(".")[0] in ("data_prep", "frontier_profiling", "gpna", "scale_alibi")}, path
+        assert not {
+            n for n in names if n.split(".")[0] in ("data_prep", "frontier_profiling", "gpna", "scale_alibi")
+        }, path
     for path in (ROOT / "frontier/models").rglob("*.py"):
         assert not {n for n in imports_of(path) if n.startswith("torch.distributed")}, path

@@ -73,9 +73,7 @@ def test_installed_wheel_works_beside_a_standard_profiling_package(wheel: Path, 
 
 
 def test_editable_install_gives_the_renamed_packages(tmp_path: Path) -> None:
-    code = (
-        "import frontier_profiling.report.command as r, frontier_jobs as j, frontier as f; print(r.__file__, j.__file__, f.__file__)"
-    )
+    code = "import frontier_profiling.report.command as r, frontier_jobs as j, frontier as f; print(r.__file__, j.__file__, f.__file__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [

@@ -11,7 +11,6 @@ from frontier.config.schema import AugmentConfig
 from frontier.data.random import stream_keys, uniform
 
 SYMMETRY_STREAM, CROP_STREAM, MASK_STREAM = 11, 12, 13
-VIEW_STRIDE = 100
 
 
 def normalise(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
@@ -63,22 +62,17 @@ def random_resized_crop(images: torch.Tensor, draws: torch.Tensor, scale: tuple[
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def augment(
-    images: torch.Tensor, members: torch.Tensor, config: AugmentConfig, seed: int, view: int = 0
-) -> torch.Tensor:
-    """The configured augmentations, in the order crop, symmetry. members [B, 2] = (epoch, sample).
-
-    `view` numbers independent augmentations of the same sample.
-    """
+def augment(images: torch.Tensor, members: torch.Tensor, config: AugmentConfig, seed: int) -> torch.Tensor:
+    """The configured augmentations, in the order crop, symmetry. members [B, 2] = (epoch, sample)."""
     if config.crop_scale is not None:
-        keys = stream_keys(seed, CROP_STREAM + VIEW_STRIDE * view, members)
+        keys = stream_keys(seed, CROP_STREAM, members)
         images = random_resized_crop(images, uniform(keys, 4), config.crop_scale)
     if config.symmetries:
-        draw = uniform(stream_keys(seed, SYMMETRY_STREAM + VIEW_STRIDE * view, members), 1).squeeze(1)
+        draw = uniform(stream_keys(seed, SYMMETRY_STREAM, members), 1).squeeze(1)
         images = apply_symmetry(images, (draw * 8).to(torch.int64))
     return images
 
 
-def mask_noise(members: torch.Tensor, tokens: int, seed: int, view: int = 0) -> torch.Tensor:
+def mask_noise(members: torch.Tensor, tokens: int, seed: int) -> torch.Tensor:
     """[B, tokens] uniform noise that orders the patches: the lowest are kept."""
-    return uniform(stream_keys(seed, MASK_STREAM + VIEW_STRIDE * view, members), tokens)
+    return uniform(stream_keys(seed, MASK_STREAM, members), tokens)

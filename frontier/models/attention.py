@@ -54,7 +54,7 @@ class ProductAttention(torch.autograd.Function):
         return out.transpose(1, 2).reshape(batch, tokens - first_query, heads * dim)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         batch, tokens, heads, dim, first_query = ctx.sizes
         packed, p = ctx.saved_tensors
         q, k, v = packed.unbind(0)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frontier.models.attention import self_attention
+from frontier.models.linear import Linear
 from frontier.models.presets import MLPKind
 
 
@@ -19,8 +20,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.head_dim = width // heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def forward(self, x: Tensor, first_query: int = 0) -> Tensor:
         """[B, N, D] -> [B, N - first_query, D]: only tokens from `first_query` on ask, all of them answer."""
@@ -33,9 +34,9 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, kind: MLPKind = "plain") -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.gate = nn.Linear(width, hidden) if kind == "gated" else None
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.gate = Linear(width, hidden) if kind == "gated" else None
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate is None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from frontier.errors import UserError
 from frontier.models.layers import Block, gather_rows
+from frontier.models.linear import Linear
 from frontier.models.posembed import sincos_2d
 from frontier.models.presets import DecoderShape, ViTShape, check_heads, get_decoder, get_shape
 from frontier.models.vit import ViT, check_image_size, patchify, unpatchify
@@ -90,14 +91,14 @@ class Decoder(nn.Module):
         super().__init__()
         shape = config.decoder
         self.width, self.grid = shape.width, config.image_size // config.encoder.patch
-        self.embed = nn.Linear(config.encoder.width, shape.width)
+        self.embed = Linear(config.encoder.width, shape.width)
         self.mask_token = nn.Parameter(torch.empty(shape.width))
         self.register_buffer("pos_embed", torch.empty(1 + config.patches, shape.width), persistent=False)
         self.blocks = nn.ModuleList(
             Block(shape.width, shape.heads, 4 * shape.width, eps=config.norm_eps) for _ in range(shape.depth)
         )
         self.norm = nn.LayerNorm(shape.width, eps=config.norm_eps)
-        self.pred = nn.Linear(shape.width, config.patch_values)
+        self.pred = Linear(shape.width, config.patch_values)
 
     def initial_value(self, local_name: str, generator: torch.Generator) -> Tensor:
         """The mask token is drawn from N(0, 0.02**2), as in MAE."""
@@ -108,6 +109,10 @@ class Decoder(nn.Module):
 
     def forward(self, latent: Tensor, ids: Tensor) -> Tensor:
         """latent [B, 1 + K, D], ids [B, L] (kept positions first) -> prediction [B, L - K, C * patch**2]."""
+        return self.pred(self.tokens(latent, ids, latent.shape[1]))
+
+    def tokens(self, latent: Tensor, ids: Tensor, first: int) -> Tensor:
+        """Decoded tokens after the final norm [B, 1 + L - first, width], from token `first` on ([cls] is 0)."""
         kept = latent.shape[1] - 1
         x = self.embed(latent)
         positions = self.pos_embed.to(x.dtype)
@@ -122,8 +127,7 @@ class Decoder(nn.Module):
         )
         for block in self.blocks[:-1]:
             x = block(x)
-        x = self.blocks[-1](x, 1 + kept)
-        return self.pred(self.norm(x))
+        return self.norm(self.blocks[-1](x, first))
 
 
 class MAE(nn.Module):

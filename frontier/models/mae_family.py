@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal, cast
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -14,7 +13,7 @@ from frontier.models.counting import flops_per_image
 from frontier.models.mae import MAE, MAEConfig
 from frontier.models.presets import DecoderShape, get_decoder, get_shape
 from frontier.models.registry import Family, ImageShape
-from frontier.models.two_view import TwoViewMAE
+from frontier.models.texture import TextureMAE
 
 
 class DecoderSection(Section):
@@ -25,12 +24,12 @@ class DecoderSection(Section):
     heads: int | None = Field(None, gt=0)
 
 
-class TwoViewSection(Section):
-    """The second objective of `TwoViewMAE`."""
+class TextureSection(Section):
+    """The further targets of `TextureMAE`."""
 
     weight: float = Field(1.0, gt=0)
-    width: int = Field(256, gt=0)
-    """Of the projector."""
+    visible: float = Field(0.0, ge=0)
+    """Weight of the kept patches in the loss, beside 1 for the masked ones."""
 
 
 class MAESection(Section):
@@ -48,8 +47,8 @@ class MAESection(Section):
     mask_ratio: float = Field(0.75, gt=0, lt=1)
     norm_pix_loss: bool = True
     """Targets normalised patch by patch."""
-    two_view: TwoViewSection | None = None
-    """Two views a sample, and a term that makes them agree (`frontier.models.two_view`): for small data."""
+    texture: TextureSection | None = None
+    """Predict patch statistics beside pixels (`frontier.models.texture`): for small images and small data."""
 
     def maths(self, images: ImageShape) -> MAEConfig:
         """The sizes of the model on such images; UserError where they do not fit together."""
@@ -68,22 +67,13 @@ class MAESection(Section):
 
 
 def _build(section: Any, images: ImageShape) -> nn.Module:
-    if section.two_view is not None:
-        return TwoViewMAE(section.maths(images), section.two_view.weight, section.two_view.width)
+    if section.texture is not None:
+        return TextureMAE(section.maths(images), section.texture.weight, section.texture.visible)
     return MAE(section.maths(images))
 
 
-def _inputs(module: nn.Module, views: list[Tensor], members: Tensor, seed: int) -> dict[str, Tensor]:
-    patches = cast(MAE, module).config.patches
-    if len(views) == 1:
-        return {"images": views[0], "noise": mask_noise(members, patches, seed)}
-    noise = [mask_noise(members, patches, seed, view) for view in range(len(views))]
-    return {"images": torch.stack(views, 1), "noise": torch.stack(noise, 1)}
-
-
-def _flops(module: nn.Module) -> int:
-    views = 2 if isinstance(module, TwoViewMAE) else 1
-    return views * flops_per_image(cast(MAE, module).config).step
+def _inputs(module: nn.Module, images: Tensor, members: Tensor, seed: int) -> dict[str, Tensor]:
+    return {"images": images, "noise": mask_noise(members, cast(MAE, module).config.patches, seed)}
 
 
 FAMILY = Family(
@@ -91,8 +81,6 @@ FAMILY = Family(
     config=MAESection,
     build=_build,
     inputs=_inputs,
-    views=lambda section: 1 if section.two_view is None else 2,
-    whole_batch=lambda section: section.two_view is not None,
-    flops=_flops,
+    flops=lambda module: flops_per_image(cast(MAE, module).config).step,
     encoder_parameters=lambda module: sum(p.numel() for p in cast(MAE, module).encoder.parameters()),
 )

@@ -36,12 +36,9 @@ class Family:
         build: (section, ImageShape) -> module; called under `torch.device("meta")`. The module has `shard_units()`
             and its `forward(**inputs)` returns a dict with "loss", the mean over the samples of the batch; further
             scalars in it are logged.
-        inputs: (module, views, members, seed) -> keyword arguments of `forward`. views: a list of images [B, C, H, W]
-            float32, normalised and independently augmented, on the device; members [B, 2] int64 (epoch, sample):
-            randomness must be a function of these and the seed, so that it is the same on any number of ranks.
-        views: section -> how many views of each sample `inputs` gets.
-        whole_batch: section -> whether the loss compares samples of the global batch. Then accumulation is refused, and
-            the module's `gather` is set to a collective that carries gradients.
+        inputs: (module, images, members, seed) -> keyword arguments of `forward`. images [B, C, H, W] float32,
+            normalised and augmented, on the device; members [B, 2] int64 (epoch, sample): randomness must be a
+            function of these and the seed, so that it is the same on any number of ranks.
         flops: module -> floating-point operations of one sample, forward and backward.
         encoder_parameters: module -> parameters of the part that is kept after pretraining.
     """
@@ -49,9 +46,7 @@ class Family:
     name: str
     config: type[Section]
     build: Callable[[Any, ImageShape], nn.Module]
-    inputs: Callable[[nn.Module, list[Tensor], Tensor, int], dict[str, Tensor]]
-    views: Callable[[Any], int]
-    whole_batch: Callable[[Any], bool]
+    inputs: Callable[[nn.Module, Tensor, Tensor, int], dict[str, Tensor]]
     flops: Callable[[nn.Module], int]
     encoder_parameters: Callable[[nn.Module], int]
 

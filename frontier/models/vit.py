@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from frontier.errors import UserError
 from frontier.models.layers import Block
+from frontier.models.linear import Linear
 from frontier.models.posembed import sincos_2d
 from frontier.models.presets import ViTShape
 
@@ -46,7 +47,7 @@ class ViT(nn.Module):
         super().__init__()
         check_image_size(image_size, shape.patch)
         self.shape, self.channels, self.grid = shape, channels, image_size // shape.patch
-        self.patch_embed = nn.Linear(channels * shape.patch**2, shape.width)
+        self.patch_embed = Linear(channels * shape.patch**2, shape.width)
         self.cls_token = nn.Parameter(torch.empty(shape.width))
         self.register_buffer("pos_embed", torch.empty(1 + self.grid**2, shape.width), persistent=False)
         self.blocks = nn.ModuleList(

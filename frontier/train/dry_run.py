@@ -38,12 +38,12 @@ def saved_activation_bytes(plan: RunPlan) -> int:
     parameters = {p.untyped_storage()._cdata for p in plan.model.parameters()}
     micro, size = plan.batch.micro_batch, config.data.image_size
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        views = [torch.empty(micro, len(config.data.mean), size, size) for _ in range(plan.family.views(config.model))]
+        images = torch.empty(micro, len(config.data.mean), size, size)
         members = torch.zeros(micro, 2, dtype=torch.int64)
         model = plan.model
         if config.parallel.precision == "bf16":
             model = model.to(torch.bfloat16)
-        model(**plan.family.inputs(model, views, members, config.run.seed))
+        model(**plan.family.inputs(model, images, members, config.run.seed))
     parameters |= {p.untyped_storage()._cdata for p in plan.model.parameters()}
     return sum(t.untyped_storage().nbytes() for key, t in seen.items() if key not in parameters)
 

@@ -88,12 +88,6 @@ def resolve(config: Config, world_size: int) -> RunPlan:
     """
     dims = ParallelDims.from_strategy(config.parallel.strategy, world_size)
     batch = BatchPlan.divide(config.train.global_batch, config.train.micro_batch, dims.data_ranks)
-    chosen = family(config.model.family)
-    if chosen.whole_batch(config.model) and batch.accumulation > 1:
-        raise UserError(
-            f"train.micro_batch={batch.micro_batch} accumulates {batch.accumulation} passes, but this model's loss compares "
-            f"samples of the whole batch: leave train.micro_batch out (or set it to {batch.local_batch})"
-        )
     if (Path(config.run.dir) / STOP_FILE).exists():
         raise UserError(f"{Path(config.run.dir) / STOP_FILE} asks this run to stay stopped: remove the file to go on")
     shards = ShardSet(config.data.shards, split=config.data.split)
@@ -137,6 +131,7 @@ def resolve(config: Config, world_size: int) -> RunPlan:
     )
     train = config.train.model_copy(update={"warmup_steps": schedule.warmup})
     resolved = replace(config, data=data, train=train)
+    chosen = family(config.model.family)
     with torch.device("meta"):
         model = chosen.build(config.model, ImageShape(image_size, channels))
     return RunPlan(resolved, dims, batch, sampler, schedule, steps, shards, chosen, model)

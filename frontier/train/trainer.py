@@ -19,7 +19,6 @@ from frontier.data.transforms import augment, normalise, resize
 from frontier.errors import EXIT_OK, EXIT_REQUEUE, RankError, UserError
 from frontier.launch.ranks import Ranks
 from frontier.parallel.apply import parallelise, scale_gradients, set_gradient_sync, total_norm, unwrap
-from frontier.parallel.gather import gather_rows_of_all_ranks
 from frontier.train.checkpoint import Checkpoints, check_parameters
 from frontier.train.metrics import Console, MetricsLog, device_name, memory_gib, peak_tflops, write_start
 from frontier.train.optimizer import build_adamw, named_state, set_lr, set_updates
@@ -49,21 +48,12 @@ class StepResult:
     parts: dict[str, float]
 
 
-def prepare(
-    plan: RunPlan, batch: Batch, device: torch.device, mean: Tensor, std: Tensor
-) -> tuple[list[Tensor], Tensor]:
-    """Stored integers -> (views [B, C, S, S] float32 normalised and augmented, members [B, 2]), on the device."""
-    config = plan.config
+def prepare(plan: RunPlan, batch: Batch, device: torch.device, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Stored integers -> (images [B, C, S, S] float32 normalised and augmented, members [B, 2]), on the device."""
     members = batch.members.to(device, non_blocking=True)
     images = normalise(batch.images.to(device, non_blocking=True), mean, std)
-    views = [
-        resize(
-            augment(images, members, config.data.augment, config.run.seed, view),
-            config.data.image_size or images.shape[-1],
-        )
-        for view in range(plan.family.views(config.model))
-    ]
-    return views, members
+    images = augment(images, members, plan.config.data.augment, plan.config.run.seed)
+    return resize(images, plan.config.data.image_size or images.shape[-1]), members
 
 
 class Engine:
@@ -74,8 +64,6 @@ class Engine:
         config = plan.config
         self.model = parallelise(plan.model, config.parallel, plan.dims, device, config.run.seed)
         self.module: nn.Module = unwrap(self.model)
-        if plan.family.whole_batch(config.model):
-            self.module.gather = gather_rows_of_all_ranks  # type: ignore[assignment]
         self.optimizer = build_adamw(self.module, config.train)
         assert config.data.mean and config.data.std
         self.mean = torch.tensor(config.data.mean, device=device)
@@ -96,13 +84,13 @@ class Engine:
         except UserError as error:
             raise RankError(f"rank {self.ranks.rank}: {error}") from None
         clock.mark("data_s")
-        views, members = prepare(plan, batch, self.device, self.mean, self.std)
+        images, members = prepare(plan, batch, self.device, self.mean, self.std)
         sums: dict[str, Tensor] = {}
         micro, times = plan.batch.micro_batch, plan.batch.accumulation
         for turn in range(times):
             part = slice(turn * micro, (turn + 1) * micro)
             set_gradient_sync(self.model, turn == times - 1)
-            inputs = plan.family.inputs(self.module, [v[part] for v in views], members[part], plan.config.run.seed)
+            inputs = plan.family.inputs(self.module, images[part], members[part], plan.config.run.seed)
             with self.autocast:
                 losses = self.model(**inputs)
             clock.mark("forward_s")
