@@ -71,6 +71,8 @@ class Setup:
     device: str
     threads: int
     keep_memory: bool
+    cpu_clock: bool = False
+    """Count the process's processor seconds: steadier on a shared machine, meaningful with one thread."""
 
 
 def synchronise(device: str) -> None:
@@ -169,7 +171,7 @@ def categorise(operator: str) -> str:
     return "other (framework, collectives, compiled kernels)"
 
 
-def matmul_seconds(mode: str, device: str, onednn: bool) -> float:
+def matmul_seconds(mode: str, device: str, clock: Callable[[], float], onednn: bool) -> float:
     """Of one 2048^3 product in the precision of `mode`: torch.matmul, or our linear layer's oneDNN product.
     """
     from frontier.models.linear import product
@@ -180,16 +182,17 @@ def matmul_seconds(mode: str, device: str, onednn: bool) -> float:
     run()
     synchronise(device)
     repeats = 3 if device == "cpu" else 50
-    start = time.perf_counter()
+    start = clock()
     for _ in range(repeats):
         run()
     synchronise(device)
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def serve(connection: Connection, setup: Setup) -> None:
     """Answer requests (verb, argument) until "stop"; an error is answered as text and ends nothing."""
     torch.set_num_threads(setup.threads)
+    clock = time.process_time if setup.cpu_clock else time.perf_counter
     kept = keep_freed_memory() if setup.keep_memory else False
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group(
@@ -209,14 +212,14 @@ def serve(connection: Connection, setup: Setup) -> None:
                 synchronise(setup.device)
                 connection.send(loss)
             elif verb == "step":
-                start = time.perf_counter()
+                start = clock()
                 steps[argument]()
                 synchronise(setup.device)
-                connection.send(time.perf_counter() - start)
+                connection.send(clock() - start)
             elif verb == "matmul":
-                connection.send(matmul_seconds(*argument, onednn=False))
+                connection.send(matmul_seconds(argument, setup.device, clock, onednn=False))
             elif verb == "onednn":
-                connection.send(matmul_seconds(*argument, onednn=True))
+                connection.send(matmul_seconds(argument, setup.device, clock, onednn=True))
             elif verb == "profile":
                 connection.send(profile(steps[argument], setup.device))
             elif verb == "drop":

@@ -106,7 +106,10 @@ def measure(name: str, precision: str, batch: int, args: argparse.Namespace) -> 
     """All variants of one size and precision, taking turns. Returns rows and rates."""
     config = sizes(name)
     allocators = [("default", False)] if args.device == "cuda" else [("default", False), ("kept", True)]
-    workers = [Worker(label, Setup(config, batch, args.device, args.threads, keep)) for label, keep in allocators]
+    workers = [
+        Worker(label, Setup(config, batch, args.device, args.threads, keep, args.clock == "cpu"))
+        for label, keep in allocators
+    ]
     for worker in workers:
         worker.start()
     modes = ["fp32"] if precision == "fp32" else ["bf16", "autocast"]
@@ -134,7 +137,7 @@ def measure(name: str, precision: str, batch: int, args: argparse.Namespace) -> 
     for number in range(args.repeats):
         round_of_steps(workers)
         for label, verb in kinds.items():
-            answer = workers[0].ask(verb, (precision, args.device))
+            answer = workers[0].ask(verb, precision)
             if not isinstance(answer, str):
                 rates[label].append(2 * 2048**3 / answer / 1e9)
         if number >= 2 and time.monotonic() > deadline:
@@ -254,6 +257,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", action="append", type=int, help="one for each --size")
     parser.add_argument("--precision", action="append", choices=("fp32", "bf16"))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of a CPU run")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor seconds, for a busy machine, 1 thread"
+    )
     parser.add_argument("--repeats", type=int, default=9, help="steps of each variant at most")
     parser.add_argument("--seconds", type=float, default=40.0, help="for the repeats of one size and precision")
     parser.add_argument("--compile", choices=("none", "small", "all"), default="small", help="sizes to compile, too")
@@ -267,6 +273,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         {"small": 256, "vit_base": 8}.get(s, 32) if args.device == "cpu" else 64 for s in args.size
     ]
     args.precision = args.precision or (["fp32", "bf16"] if args.device == "cpu" else ["bf16"])
+    if args.clock == "cpu" and (args.device != "cpu" or args.threads != 1):
+        raise UserError("--clock cpu counts the seconds of all threads: use it with --device cpu --threads 1")
     if len(args.batch) != len(args.size):
         raise UserError(f"--batch {args.batch}: give one for each of the sizes {args.size}")
     return args
@@ -277,7 +285,9 @@ def main(argv: list[str] | None = None) -> int:
         args = parse(argv)
         peak = peak_gflops(args.device)
         device = torch.cuda.get_device_name(0) if args.device == "cuda" else _processor()
-        text = f"## Training step on {device}, {args.threads} threads, PyTorch {torch.__version__}\n\n"
+        text = (
+            f"## Training step on {device}, {args.threads} threads, PyTorch {torch.__version__}, {args.clock} clock\n\n"
+        )
         load = os.getloadavg()[0]
         text += f"Load average at the start: {load:.1f}.\n\n"
         print(text, end="", flush=True)

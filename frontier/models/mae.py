@@ -211,9 +211,19 @@ class MAE(nn.Module):
     def _loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         target = target.float()
         if self.config.norm_pix_loss:
-            mean, deviation = patch_statistics(target)
-            target = (target - mean) / deviation
+            target = normalise_patches(target)
         return F.mse_loss(prediction.float(), target)
+
+
+def normalise_patches(patches: Tensor) -> Tensor:
+    """(patches - mean) / sqrt(var + 1e-6) over the last dimension, with the unbiased variance var.
+
+    One layer norm does it: with n values the biased variance is (n - 1) / n of the unbiased one, so its epsilon
+    and its result take the factor that is left.
+    """
+    n = patches.shape[-1]
+    share = (n - 1) / n
+    return F.layer_norm(patches, (n,), eps=1e-6 * share).mul_(share**0.5)
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,17 +1,19 @@
 """Masked prediction of what a patch looks like, beside its pixels: for small images and small data.
 
-Pixels reward exact copies of smooth detail; the statistics of a patch ask for its colour, contrast and direction of texture,
-which is what a frozen encoder is later read for. Each patch has 2 C + 4 targets, from images normalised to mean 0 and
-deviation 1 per band over the data:
+Pixels reward exact copies of smooth detail; the statistics of a patch ask for its colour, contrast and texture, which is what
+a frozen encoder is later read for. The targets of a patch, from images normalised to mean 0 and deviation 1 per band over the
+data, are, for C bands:
 
-* the mean of every band;
-* log(deviation + 0.03) of every band;
-* log(e_o + 0.01) for four orientations o: e_o is the patch's mean gradient magnitude of the bands' mean image, shared
-  linearly between the two nearest of the orientations 0, 45, 90, 135 degrees (as in HOG, Dalal and Triggs 2005; predicting
-  HOG of masked patches is MaskFeat, arXiv 2112.09133).
+* C means;
+* C log(deviation + 0.03);
+* 8 log(e_o + 0.01): e_o is the mean gradient magnitude of the bands' mean image in orientation o, each pixel shared linearly
+  between its two nearest orientations (as in HOG, Dalal and Triggs 2005; predicting HOG of masked patches is MaskFeat,
+  arXiv 2112.09133), and 4 more of the image averaged over 2 x 2 pixels (even patches only);
+* 1 log(l + 0.01): l is the mean magnitude of the 4-neighbour Laplacian of the bands' mean image;
+* the correlations of neighbouring bands (0-1, 1-2, ..., and last-0 from three bands on) inside the patch.
 
-The logarithms are brought to about mean 0 and deviation 1 by fixed constants (measured on EuroSAT RGB at patch 8), so that
-targets do not depend on the batch.
+Fixed constants (measured on EuroSAT RGB at patch 8) bring the logarithms and correlations to about mean 0 and deviation 1, so
+that the targets do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -25,37 +27,69 @@ from torch import Tensor, nn
 from frontier.models.mae import MAE, MAEConfig, patch_statistics
 from frontier.models.vit import patchify
 
-ORIENTATIONS = 4
-DEVIATION_CENTRE, DEVIATION_SCALE = -1.5, 0.9
-GRADIENT_CENTRE, GRADIENT_SCALE = -3.25, 0.8
+FINE, COARSE = 8, 4
+"""Orientations at full and at half resolution."""
+DEVIATION, GRADIENT_FINE, GRADIENT_COARSE = (-1.5, 0.9), (-3.7, 0.7), (-3.2, 0.9)
+LAPLACIAN, CORRELATION = (-1.4, 0.85), (0.75, 0.3)
+"""(centre, scale) of each group of targets."""
 
 
-def oriented_gradients(grey: Tensor) -> Tensor:
-    """grey [B, 1, H, W] -> [B, 4, H, W]: gradient magnitude by orientation, central differences, edges repeated."""
+def oriented_gradients(grey: Tensor, orientations: int) -> Tensor:
+    """grey [B, 1, H, W] -> [B, orientations, H, W]: gradient magnitude by orientation, 0 to 180 degrees in equal steps.
+
+    Central differences, edges repeated; a pixel is shared linearly between its two nearest orientations.
+    """
     padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")[:, 0]
     gx = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
     gy = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
     magnitude = (gx.square() + gy.square() + 1e-12).sqrt()
-    place = torch.atan2(gy, gx).remainder(math.pi) / math.pi * ORIENTATIONS
-    centres = torch.arange(ORIENTATIONS, device=grey.device).view(1, -1, 1, 1)
+    place = torch.atan2(gy, gx).remainder(math.pi) / math.pi * orientations
+    centres = torch.arange(orientations, device=grey.device).view(1, -1, 1, 1)
     distance = (place.unsqueeze(1) - centres).abs()
-    distance = torch.minimum(distance, ORIENTATIONS - distance)
+    distance = torch.minimum(distance, orientations - distance)
     return magnitude.unsqueeze(1) * (1 - distance).clamp(min=0)
 
 
+def laplacian(grey: Tensor) -> Tensor:
+    """grey [B, 1, H, W] -> |4 x - sum of the 4 neighbours|, edges repeated."""
+    p = F.pad(grey, (1, 1, 1, 1), mode="replicate")
+    return (4 * grey - p[..., 1:-1, 2:] - p[..., 1:-1, :-2] - p[..., 2:, 1:-1] - p[..., :-2, 1:-1]).abs()
+
+
+def texture_size(channels: int, patch: int) -> int:
+    """Targets of a patch."""
+    pairs = {1: 0, 2: 1}.get(channels, channels)
+    return 2 * channels + FINE + (COARSE if patch % 2 == 0 else 0) + 1 + pairs
+
+
 def texture_targets(images: Tensor, patch: int) -> Tensor:
-    """images [B, C, H, W] normalised, float32 -> [B, L, 2 C + 4], patches in row-major order."""
+    """images [B, C, H, W] normalised, float32 -> [B, L, texture_size(C, patch)], patches in row-major order."""
     batch, channels = images.shape[:2]
     pixels = patchify(images, patch).view(batch, -1, channels, patch * patch)
-    gradients = F.avg_pool2d(oriented_gradients(images.mean(1, keepdim=True)), patch)
-    return torch.cat(
-        [
-            pixels.mean(-1),
-            ((pixels.std(-1) + 0.03).log() - DEVIATION_CENTRE) / DEVIATION_SCALE,
-            ((gradients.flatten(2).transpose(1, 2) + 0.01).log() - GRADIENT_CENTRE) / GRADIENT_SCALE,
-        ],
-        dim=-1,
-    )
+    grey = images.mean(1, keepdim=True)
+
+    def by_patch(maps: Tensor, size: int) -> Tensor:
+        return F.avg_pool2d(maps, size).flatten(2).transpose(1, 2)
+
+    def scaled(values: Tensor, group: tuple[float, float]) -> Tensor:
+        return (values - group[0]) / group[1]
+
+    parts = [
+        pixels.mean(-1),
+        scaled((pixels.std(-1) + 0.03).log(), DEVIATION),
+        scaled((by_patch(oriented_gradients(grey, FINE), patch) + 0.01).log(), GRADIENT_FINE),
+        scaled((by_patch(laplacian(grey), patch) + 0.01).log(), LAPLACIAN),
+    ]
+    if patch % 2 == 0:
+        coarse = oriented_gradients(F.avg_pool2d(grey, 2), COARSE)
+        parts.append(scaled((by_patch(coarse, patch // 2) + 0.01).log(), GRADIENT_COARSE))
+    if channels > 1:
+        centred = pixels - pixels.mean(-1, keepdim=True)
+        other = centred.roll(-1, dims=2)
+        spread = centred.square().mean(-1) + 1e-3
+        correlation = (centred * other).mean(-1) / (spread * spread.roll(-1, dims=2)).sqrt()
+        parts.append(scaled(correlation[..., : 1 if channels == 2 else channels], CORRELATION))
+    return torch.cat(parts, dim=-1)
 
 
 class TextureMAE(MAE):
@@ -68,7 +102,7 @@ class TextureMAE(MAE):
     def __init__(self, config: MAEConfig, weight: float, visible: float) -> None:
         super().__init__(config)
         self.weight, self.visible = weight, visible
-        self.texture = nn.Linear(config.decoder.width, 2 * config.channels + ORIENTATIONS)
+        self.texture = nn.Linear(config.decoder.width, texture_size(config.channels, config.encoder.patch))
 
     def forward(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """As `MAE.forward`; returns "loss" and its parts "pixels" and "texture"."""

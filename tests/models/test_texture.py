@@ -4,38 +4,70 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from frontier.models.init import initialise
 from frontier.models.mae import MAE, MAEConfig
-from frontier.models.texture import TextureMAE, oriented_gradients, texture_targets
+from frontier.models.texture import TextureMAE, laplacian, oriented_gradients, texture_size, texture_targets
 
 
-def test_gradient_of_a_ramp_falls_into_its_orientation() -> None:
-    for slope_x, slope_y, expected in ((1.0, 0.0, 0), (0.0, 1.0, 2), (1.0, 1.0, 1), (-1.0, 1.0, 3)):
-        y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
-        inside = oriented_gradients((slope_x * x + slope_y * y)[None, None])[0, :, 2:-2, 2:-2]
-        magnitude = math.hypot(slope_x, slope_y)
-        assert inside[expected].flatten().tolist() == pytest.approx([magnitude] * 16, rel=1e-5)
-        assert inside.sum(0).flatten().tolist() == pytest.approx([magnitude] * 16, rel=1e-5)
+@pytest.mark.parametrize("orientations", [4, 8])
+def test_gradient_of_a_ramp_falls_into_its_orientation(orientations: int) -> None:
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    for expected in range(orientations):
+        angle = math.pi * expected / orientations
+        ramp = 3 * (math.cos(angle) * x + math.sin(angle) * y)
+        inside = oriented_gradients(ramp[None, None], orientations)[0, :, 2:-2, 2:-2]
+        assert inside[expected].flatten().tolist() == pytest.approx([3.0] * 16, rel=1e-4)
+        assert inside.sum(0).flatten().tolist() == pytest.approx([3.0] * 16, rel=1e-4)
 
 
 def test_between_two_orientations_the_magnitude_is_shared() -> None:
     angle = math.radians(22.5)
     y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
-    inside = oriented_gradients((math.cos(angle) * x + math.sin(angle) * y)[None, None])[0, :, 4, 4]
+    inside = oriented_gradients((math.cos(angle) * x + math.sin(angle) * y)[None, None], 4)[0, :, 4, 4]
     assert inside.tolist() == pytest.approx([0.5, 0.5, 0, 0], abs=1e-5)
+
+
+def test_laplacian_of_a_parabola() -> None:
+    x = torch.arange(8.0).square().expand(1, 1, 8, 8)
+    assert laplacian(x)[0, 0, :, 1:-1].flatten().tolist() == pytest.approx([2.0] * 48)
 
 
 def test_targets_of_a_constant_image() -> None:
     image = torch.tensor([0.5, -1.0]).view(1, 2, 1, 1).expand(1, 2, 16, 16)
     targets = texture_targets(image, 8)
-    assert targets.shape == (1, 4, 2 * 2 + 4)
-    flat = (math.log(0.03) + 1.5) / 0.9
-    quiet = (math.log(0.01) + 3.25) / 0.8
+    assert targets.shape == (1, 4, texture_size(2, 8)) == (1, 4, 2 * 2 + 8 + 1 + 4 + 1)
+    flat, quiet = (math.log(0.03) + 1.5) / 0.9, math.log(0.01)
+    expected = [
+        0.5,
+        -1.0,
+        flat,
+        flat,
+        *[(quiet + 3.7) / 0.7] * 8,
+        (quiet + 1.4) / 0.85,
+        *[(quiet + 3.2) / 0.9] * 4,
+        -2.5,
+    ]
     for row in targets[0].tolist():
-        assert row == pytest.approx([0.5, -1.0, flat, flat, quiet, quiet, quiet, quiet], abs=1e-3)
+        assert row == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(("channels", "patch", "count"), [(1, 4, 15), (2, 4, 18), (3, 8, 22), (12, 8, 49), (3, 5, 18)])
+def test_sizes(channels: int, patch: int, count: int) -> None:
+    assert texture_size(channels, patch) == count
+    assert texture_targets(torch.randn(2, channels, 2 * patch, 2 * patch), patch).shape == (2, 4, count)
+
+
+def test_correlations_against_numpy() -> None:
+    images = torch.randn(2, 3, 16, 16)
+    told = texture_targets(images, 8)[1, 3, -3:] * 0.3 + 0.75
+    block = images[1, :, 8:, 8:].reshape(3, -1).numpy()
+    matrix = np.cov(block, bias=True) + 1e-3 * np.eye(3)
+    for value, (i, j) in zip(told.tolist(), [(0, 1), (1, 2), (2, 0)], strict=True):
+        assert value == pytest.approx(matrix[i, j] / math.sqrt(matrix[i, i] * matrix[j, j]), rel=1e-4)
 
 
 @pytest.mark.parametrize("visible", [0.0, 0.5])
