@@ -34,20 +34,26 @@ LAPLACIAN, CORRELATION = (-1.4, 0.85), (0.75, 0.3)
 """(centre, scale) of each group of targets."""
 
 
-def oriented_gradients(grey: Tensor, orientations: int) -> Tensor:
-    """grey [B, 1, H, W] -> [B, orientations, H, W]: gradient magnitude by orientation, 0 to 180 degrees in equal steps.
+def oriented_gradients(grey: Tensor, orientations: int, patch: int) -> Tensor:
+    """grey [B, 1, H, W] -> [B, L, orientations]: mean gradient magnitude of each patch, 0 to 180 degrees in equal steps.
 
     Central differences, edges repeated; a pixel is shared linearly between its two nearest orientations.
     """
+    batch, _, height, width = grey.shape
     padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")[:, 0]
     gx = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
     gy = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
     magnitude = (gx.square() + gy.square() + 1e-12).sqrt()
-    place = torch.atan2(gy, gx).remainder(math.pi) / math.pi * orientations
-    centres = torch.arange(orientations, device=grey.device).view(1, -1, 1, 1)
-    distance = (place.unsqueeze(1) - centres).abs()
-    distance = torch.minimum(distance, orientations - distance)
-    return magnitude.unsqueeze(1) * (1 - distance).clamp(min=0)
+    place = torch.atan2(gy, gx).remainder(math.pi) * (orientations / math.pi)
+    low = place.floor()
+    share = place - low
+    row = torch.arange(height, device=grey.device).div(patch, rounding_mode="floor") * (width // patch)
+    cell = row[:, None] + torch.arange(width, device=grey.device).div(patch, rounding_mode="floor")
+    bins = low.long().remainder_(orientations)
+    sums = grey.new_zeros(batch, (height // patch) * (width // patch) * orientations)
+    for index, part in ((bins, magnitude * (1 - share)), ((bins + 1).remainder_(orientations), magnitude * share)):
+        sums.scatter_add_(1, (cell * orientations + index).flatten(1), part.flatten(1))
+    return sums.view(batch, -1, orientations) / patch**2
 
 
 def laplacian(grey: Tensor) -> Tensor:
@@ -67,26 +73,26 @@ def texture_targets(images: Tensor, patch: int) -> Tensor:
     batch, channels = images.shape[:2]
     pixels = patchify(images, patch).view(batch, -1, channels, patch * patch)
     grey = images.mean(1, keepdim=True)
-
-    def by_patch(maps: Tensor, size: int) -> Tensor:
-        return F.avg_pool2d(maps, size).flatten(2).transpose(1, 2)
+    mean = pixels.mean(-1, keepdim=True)
+    centred = pixels - mean
+    variance = centred.square().mean(-1)
+    deviation = (variance * (patch**2 / max(1, patch**2 - 1))).sqrt()
 
     def scaled(values: Tensor, group: tuple[float, float]) -> Tensor:
         return (values - group[0]) / group[1]
 
     parts = [
-        pixels.mean(-1),
-        scaled((pixels.std(-1) + 0.03).log(), DEVIATION),
-        scaled((by_patch(oriented_gradients(grey, FINE), patch) + 0.01).log(), GRADIENT_FINE),
-        scaled((by_patch(laplacian(grey), patch) + 0.01).log(), LAPLACIAN),
+        mean.squeeze(-1),
+        scaled((deviation + 0.03).log(), DEVIATION),
+        scaled((oriented_gradients(grey, FINE, patch) + 0.01).log(), GRADIENT_FINE),
+        scaled((F.avg_pool2d(laplacian(grey), patch).flatten(1).unsqueeze(-1) + 0.01).log(), LAPLACIAN),
     ]
     if patch % 2 == 0:
-        coarse = oriented_gradients(F.avg_pool2d(grey, 2), COARSE)
-        parts.append(scaled((by_patch(coarse, patch // 2) + 0.01).log(), GRADIENT_COARSE))
+        coarse = oriented_gradients(F.avg_pool2d(grey, 2), COARSE, patch // 2)
+        parts.append(scaled((coarse + 0.01).log(), GRADIENT_COARSE))
     if channels > 1:
-        centred = pixels - pixels.mean(-1, keepdim=True)
         other = centred.roll(-1, dims=2)
-        spread = centred.square().mean(-1) + 1e-3
+        spread = variance + 1e-3
         correlation = (centred * other).mean(-1) / (spread * spread.roll(-1, dims=2)).sqrt()
         parts.append(scaled(correlation[..., : 1 if channels == 2 else channels], CORRELATION))
     return torch.cat(parts, dim=-1)
