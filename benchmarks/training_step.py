@@ -70,7 +70,7 @@ class Worker:
     def build(self, variant: Variant) -> None:
         answer = self.ask("build", variant)
         if isinstance(answer, str):
-            self.failed[variant.name] = answer
+            self.failed[variant.name] = f"failed: {answer}"
             print(f"    {self.label}: {variant.name} failed: {answer}", file=sys.stderr)
         else:
             self.losses[variant.name] = answer
@@ -88,12 +88,22 @@ def round_of_steps(workers: list[Worker]) -> None:
         for name in worker.losses:
             answer = worker.ask("step", name)
             if isinstance(answer, str):
-                worker.failed[name] = answer
+                worker.failed[name] = f"failed: {answer}"
             else:
                 worker.seconds.setdefault(name, []).append(answer)
     for worker in workers:
         for name in worker.failed:
             worker.losses.pop(name, None)
+
+
+def drop_slow(worker: Worker) -> None:
+    """Stop measuring variants of theirs that took over 1.4 times their fastest one: they cannot be the best."""
+    rounds = {n: min(times) for n, times in worker.seconds.items() if n in worker.losses and n.startswith("hf")}
+    for name, spent in rounds.items():
+        if spent > 1.4 * min(rounds.values()):
+            del worker.losses[name]
+            worker.ask("drop", name)
+            worker.failed[name] = f"{spent / min(rounds.values()):.1f} times the fastest in the warm-up, dropped"
 
 
 def best(worker: Worker, who: str) -> str | None:
@@ -130,13 +140,15 @@ def measure(name: str, precision: str, batch: int, args: argparse.Namespace) -> 
                     worker.build(Variant("hf", mode, quick.attention, compiled=True))
     for worker in workers:
         _check_losses(worker, precision)
+        round_of_steps([worker])
+        drop_slow(worker)
         worker.seconds = {}
     rates: dict[str, list[float]] = {"torch.matmul": [], "oneDNN": []}
-    kinds = {"torch.matmul": "matmul"} | ({"oneDNN": "onednn"} if args.device == "cpu" else {})
+    products = {"torch.matmul": "matmul"} | ({"oneDNN": "onednn"} if args.device == "cpu" else {})
     deadline = time.monotonic() + args.seconds
     for number in range(args.repeats):
         round_of_steps(workers)
-        for label, verb in kinds.items():
+        for label, verb in products.items():
             answer = workers[0].ask(verb, precision)
             if not isinstance(answer, str):
                 rates[label].append(2 * 2048**3 / answer / 1e9)
@@ -152,13 +164,13 @@ def measure(name: str, precision: str, batch: int, args: argparse.Namespace) -> 
     flops = flops_per_image(config).step
     rows = []
     for worker in workers:
-        for variant, spent in worker.seconds.items():
+        for name_of_variant, spent in worker.seconds.items():
             middle = statistics.median(spent)
             low, high = _deciles(spent)
             rows.append(
                 {
                     "allocator": worker.label,
-                    "variant": variant,
+                    "variant": name_of_variant,
                     "repeats": len(spent),
                     "images_per_s": batch / middle,
                     "p10": batch / high,
@@ -219,7 +231,7 @@ def render(result: dict[str, Any], peak: float | None) -> str:
     for row in sorted(result["rows"], key=lambda r: (r["allocator"], -r.get("images_per_s", 0))):
         head = f"| {row['allocator']} | {row['variant']} |"
         if "failed" in row:
-            lines.append(f"{head} failed: {row['failed']} | |" + " |" * (len(rates) + bool(peak)))
+            lines.append(f"{head} {row['failed']} | |" + " |" * (len(rates) + bool(peak)))
             continue
         shares = "".join(f" {row['gflops'] / rate:.0%} |" for rate in rates.values())
         speed = f"{row['images_per_s']:.1f} ({row['p10']:.1f} - {row['p90']:.1f})"
@@ -261,7 +273,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor seconds, for a busy machine, 1 thread"
     )
     parser.add_argument("--repeats", type=int, default=9, help="steps of each variant at most")
-    parser.add_argument("--seconds", type=float, default=40.0, help="for the repeats of one size and precision")
+    parser.add_argument("--seconds", type=float, default=25.0, help="for the repeats of one size and precision")
     parser.add_argument("--compile", choices=("none", "small", "all"), default="small", help="sizes to compile, too")
     parser.add_argument("--no-profile", action="store_true")
     parser.add_argument("--out", type=Path, help="folder for training_step.md and training_step.json")

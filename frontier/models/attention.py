@@ -35,7 +35,7 @@ class ProductAttention(torch.autograd.Function):
     """Attention as batched matrix products that keep the probabilities P for the backward pass.
 
     Forward: P = softmax(s Q K^T), O = P V with s = 1 / sqrt(head_dim). Backward of dO: dV = P^T dO,
-    dP = dO V^T, dS = P * (dP - rowsum(P * dP)), dQ = s dS K, dK = s dS^T Q. One copy brings q, k and v into
+    dS = P * (dO V^T - rowsum(O * dO)), dQ = s dS K, dK = s dS^T Q, as rowsum(P * dP) = rowsum(O * dO). One copy brings q, k and v into
     [3, batch * heads, tokens, head_dim], one brings their gradients back.
     """
 
@@ -48,24 +48,27 @@ class ProductAttention(torch.autograd.Function):
         q = q[:, first_query:]
         scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=dim**-0.5)
         p = torch.softmax(scores, -1)
-        out = torch.bmm(p, v).view(batch, heads, tokens - first_query, dim)
-        ctx.save_for_backward(packed, p)
+        out = torch.bmm(p, v)
+        ctx.save_for_backward(packed, p, out)
         ctx.sizes = batch, tokens, heads, dim, first_query
+        out = out.view(batch, heads, tokens - first_query, dim)
         return out.transpose(1, 2).reshape(batch, tokens - first_query, heads * dim)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         batch, tokens, heads, dim, first_query = ctx.sizes
-        packed, p = ctx.saved_tensors
+        packed, p, out = ctx.saved_tensors
         q, k, v = packed.unbind(0)
         q = q[:, first_query:]
-        queries = tokens - first_query
+        queries, scale, none = tokens - first_query, dim**-0.5, grad.new_empty(())
         grad = grad.view(batch, queries, heads, dim).transpose(1, 2).reshape(batch * heads, queries, dim)
-        ds = torch._softmax_backward_data(torch.bmm(grad, v.transpose(1, 2)), p, -1, p.dtype) * dim**-0.5
-        dq = torch.bmm(ds, k)
+        delta = (grad * out).sum(-1, keepdim=True)
+        ds = torch.baddbmm(delta, grad, v.transpose(1, 2), beta=-1).mul_(p)
+        dq = torch.baddbmm(none, ds, k, beta=0, alpha=scale)
         if first_query:
             dq = F.pad(dq, (0, 0, first_query, 0))
-        packed_grad = torch.stack([dq, torch.bmm(ds.transpose(1, 2), q), torch.bmm(p.transpose(1, 2), grad)])
+        dk = torch.baddbmm(none, ds.transpose(1, 2), q, beta=0, alpha=scale)
+        packed_grad = torch.stack([dq, dk, torch.bmm(p.transpose(1, 2), grad)])
         shape = (3, batch, heads, tokens, dim)
         return packed_grad.view(shape).permute(1, 3, 2, 0, 4).contiguous(), None
 

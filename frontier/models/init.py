@@ -34,8 +34,9 @@ def initial_value(module: nn.Module, local_name: str, generator: torch.Generator
     another kind has a method `initial_value(local_name, generator)`. The shape is the global one where the
     parameter is sharded.
     """
-    if hasattr(module, "initial_value"):
-        return module.initial_value(local_name, generator)
+    own = getattr(module, "initial_value", None)
+    if own is not None:
+        return own(local_name, generator)
     shape = getattr(module, local_name).shape
     if isinstance(module, nn.LayerNorm):
         return torch.full(shape, 1.0 if local_name == "weight" else 0.0, device="cpu")
@@ -49,8 +50,9 @@ def initial_value(module: nn.Module, local_name: str, generator: torch.Generator
 
 def initial_buffer(module: nn.Module, local_name: str) -> Tensor:
     """The value, on the CPU, of the fixed buffer `local_name` that `module` itself owns."""
-    if hasattr(module, "initial_buffer"):
-        return module.initial_buffer(local_name)
+    own = getattr(module, "initial_buffer", None)
+    if own is not None:
+        return own(local_name)
     raise TypeError(f"no initial value is known for buffer {local_name} of {type(module).__name__}")
 
 

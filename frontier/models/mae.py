@@ -157,9 +157,11 @@ class MAE(nn.Module):
         variance. Keep `images` and `noise` in float32 under a bf16 policy: rounded noise has ties, and so
         other masks.
         """
-        patches, ids = self._shuffled(images, noise)
-        prediction = self._predict(patches, ids)
-        return {"loss": self._loss(prediction, patches[:, self.config.kept :])}
+        ids, kept = self._positions(images, noise), self.config.kept
+        patches = patchify(images, self.config.encoder.patch)
+        latent = self.encoder(gather_rows(patches, ids[:, :kept]), ids[:, :kept])
+        prediction = self.decoder(latent, ids)
+        return {"loss": self._loss(prediction, gather_rows(patches, ids[:, kept:]))}
 
     def encode(self, images: Tensor) -> Tensor:
         """Unmasked tokens after the final norm [B, 1 + L, D], [cls] first."""
@@ -178,7 +180,7 @@ class MAE(nn.Module):
         """
         patches, ids = self._shuffled(images, noise)
         kept = self.config.kept
-        prediction = self._predict(patches, ids).float()
+        prediction = self.decoder(self.encoder(patches[:, :kept], ids[:, :kept]), ids).float()
         if self.config.norm_pix_loss:
             mean, deviation = patch_statistics(patches[:, kept:].float())
             prediction = prediction * deviation + mean
@@ -192,21 +194,20 @@ class MAE(nn.Module):
         if tuple(images.shape[1:]) != expected:
             raise UserError(f"images of shape {tuple(images.shape[1:])}: the model was built for {expected} (C, H, W)")
 
-    def _shuffled(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """All patches in order of noise [B, L, C * patch**2], and their positions [B, L]."""
+    def _positions(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Positions [B, L], kept first, of checked inputs."""
         self._check(images)
         if noise.shape != (images.shape[0], self.config.patches):
             raise UserError(
                 f"noise of shape {tuple(noise.shape)}: {self.config.patches} values for each of "
                 f"{images.shape[0]} images are needed"
             )
-        ids = self.order(noise)
-        return gather_rows(patchify(images, self.config.encoder.patch), ids), ids
+        return self.order(noise)
 
-    def _predict(self, patches: Tensor, ids: Tensor) -> Tensor:
-        kept = self.config.kept
-        latent = self.encoder(patches[:, :kept], ids[:, :kept])
-        return self.decoder(latent, ids)
+    def _shuffled(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """All patches in order of noise [B, L, C * patch**2], and their positions [B, L]."""
+        ids = self._positions(images, noise)
+        return gather_rows(patchify(images, self.config.encoder.patch), ids), ids
 
     def _loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         target = target.float()

@@ -65,10 +65,13 @@ def main(argv: Sequence[str]) -> int:
             dry_run(plan, as_json=args.json)
         return EXIT_OK
 
+    from frontier.launch.host_memory import keep_freed_memory
     from frontier.launch.process_group import choose_device, process_group
     from frontier.train.trainer import train
 
     device = choose_device(ranks)
+    if device.type == "cpu":
+        keep_freed_memory()
     try:
         with process_group(ranks, device, config.parallel.timeout_s):
             return train(plan, ranks, device)
