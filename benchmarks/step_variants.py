@@ -6,6 +6,7 @@ steps of all variants and of all processes take turns on the machine.
 
 from __future__ import annotations
 
+import gc
 import statistics
 import sys
 import time
@@ -221,6 +222,9 @@ def serve(connection: Connection, setup: Setup) -> None:
                 connection.send(profile(steps[argument], setup.device))
             elif verb == "drop":
                 steps.pop(argument, None)
+                gc.collect()
+                if setup.device == "cuda":
+                    torch.cuda.empty_cache()
                 connection.send(None)
         except Exception as error:  # out of memory, a compiler that fails: a row of the table, not the end
             connection.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200])

@@ -21,7 +21,7 @@ import platform
 import statistics
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import torch
 from step_variants import Setup, Variant, serve
 
 from frontier.errors import EXIT_OK, UserError
-from frontier.models.counting import flops_per_image
+from frontier.models.counting import flops_per_image, parameter_count
 from frontier.models.mae import MAEConfig
 from frontier.models.presets import PRESETS, DecoderShape, get_shape
 
@@ -97,7 +97,8 @@ def round_of_steps(workers: list[Worker]) -> None:
 
 
 def drop_slow(worker: Worker) -> None:
-    """Stop measuring variants of theirs that took over 1.4 times their fastest one: they cannot be the best."""
+    """Stop measuring variants of theirs that took over 1.4 times their fastest one: they cannot be the best.
+    """
     rounds = {n: min(times) for n, times in worker.seconds.items() if n in worker.losses and n.startswith("hf")}
     for name, spent in rounds.items():
         if spent > 1.4 * min(rounds.values()):
@@ -112,6 +113,85 @@ def best(worker: Worker, who: str) -> str | None:
     return min(names, key=worker.median, default=None)
 
 
+def take_turns(
+    workers: list[Worker],
+    ours: Variant,
+    theirs: list[Variant],
+    compiled: bool,
+    precision: str,
+    args: argparse.Namespace,
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Measure all variants of all workers in rounds. Returns rates of products and profiles of the winners.
+    """
+    for worker in workers:
+        for variant in [ours, *theirs]:
+            worker.build(variant)
+    for _ in range(2):
+        round_of_steps(workers)
+    for worker in workers if compiled else ():
+        worker.build(replace(ours, compiled=True))
+        for mode in dict.fromkeys(v.mode for v in theirs):
+            kinds = [v for v in theirs if v.mode == mode and v.name in worker.losses]
+            if kinds:
+                worker.build(replace(min(kinds, key=lambda v: worker.median(v.name)), compiled=True))
+    for worker in workers:
+        _check_losses(worker, precision)
+        round_of_steps([worker])
+        drop_slow(worker)
+        worker.seconds = {}
+    rates: dict[str, list[float]] = {}
+    deadline = time.monotonic() + args.seconds
+    for number in range(args.repeats):
+        round_of_steps(workers)
+        measure_products(workers[0], rates, precision, args.device)
+        if number >= 2 and time.monotonic() > deadline:
+            break
+    winners = [w for who in ("ours", "hf") if (w := best(workers[0], who)) and not args.no_profile]
+    return rates, {winner: workers[0].ask("profile", winner) for winner in winners}
+
+
+def one_by_one(
+    workers: list[Worker],
+    ours: Variant,
+    theirs: list[Variant],
+    compiled: bool,
+    precision: str,
+    args: argparse.Namespace,
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """As `take_turns`, but each variant alone in memory, for models of which only one fits."""
+    rates: dict[str, list[float]] = {}
+    profiles: dict[str, Any] = {}
+    variants = [ours, *theirs]
+    if compiled:
+        variants += [replace(v, compiled=True) for v in variants]
+    for worker in workers:
+        for variant in variants:
+            worker.build(variant)
+            if variant.name not in worker.losses:
+                continue
+            for _ in range(args.repeats):
+                measure_products(workers[0], rates, precision, args.device)
+                answer = worker.ask("step", variant.name)
+                if isinstance(answer, str):
+                    worker.failed[variant.name] = f"failed: {answer}"
+                    break
+                worker.seconds.setdefault(variant.name, []).append(answer)
+            if worker is workers[0] and variant == ours and not args.no_profile:
+                profiles[variant.name] = worker.ask("profile", variant.name)
+            worker.ask("drop", variant.name)
+        _check_losses(worker, precision)
+    return rates, profiles
+
+
+def measure_products(worker: Worker, rates: dict[str, list[float]], precision: str, device: str) -> None:
+    """Add the measured rates of 2048^3 products, GFLOP/s, to `rates`."""
+    products = {"torch.matmul": "matmul"} | ({"oneDNN": "onednn"} if device == "cpu" else {})
+    for label, verb in products.items():
+        answer = worker.ask(verb, precision)
+        if not isinstance(answer, str):
+            rates.setdefault(label, []).append(2 * 2048**3 / answer / 1e9)
+
+
 def measure(name: str, precision: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     """All variants of one size and precision, taking turns. Returns rows and rates."""
     config = sizes(name)
@@ -123,42 +203,11 @@ def measure(name: str, precision: str, batch: int, args: argparse.Namespace) -> 
     for worker in workers:
         worker.start()
     modes = ["fp32"] if precision == "fp32" else ["bf16", "autocast"]
-    ours = [Variant("ours", precision)]
+    ours = Variant("ours", precision)
     theirs = [Variant("hf", mode, attention) for mode in modes for attention in ("sdpa", "eager")]
-    for worker in workers:
-        for variant in ours + theirs:
-            worker.build(variant)
-    for _ in range(2):
-        round_of_steps(workers)
-    if args.compile == "all" or (args.compile == "small" and name == "small"):
-        for worker in workers:
-            worker.build(Variant("ours", precision, compiled=True))
-            for mode in modes:
-                kinds = [v for v in theirs if v.mode == mode and v.name in worker.losses]
-                if kinds:
-                    quick = min(kinds, key=lambda v: worker.median(v.name))
-                    worker.build(Variant("hf", mode, quick.attention, compiled=True))
-    for worker in workers:
-        _check_losses(worker, precision)
-        round_of_steps([worker])
-        drop_slow(worker)
-        worker.seconds = {}
-    rates: dict[str, list[float]] = {"torch.matmul": [], "oneDNN": []}
-    products = {"torch.matmul": "matmul"} | ({"oneDNN": "onednn"} if args.device == "cpu" else {})
-    deadline = time.monotonic() + args.seconds
-    for number in range(args.repeats):
-        round_of_steps(workers)
-        for label, verb in products.items():
-            answer = workers[0].ask(verb, precision)
-            if not isinstance(answer, str):
-                rates[label].append(2 * 2048**3 / answer / 1e9)
-        if number >= 2 and time.monotonic() > deadline:
-            break
-    profiles = {}
-    for who in ("ours", "hf"):
-        winner = best(workers[0], who)
-        if winner and not args.no_profile:
-            profiles[winner] = workers[0].ask("profile", winner)
+    rates, profiles = (one_by_one if args.one_by_one or parameter_count(config) > 1e9 else take_turns)(
+        workers, ours, theirs, args.compile == "all" or (args.compile == "small" and name == "small"), precision, args
+    )
     for worker in workers:
         worker.stop()
     flops = flops_per_image(config).step
@@ -275,6 +324,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=9, help="steps of each variant at most")
     parser.add_argument("--seconds", type=float, default=25.0, help="for the repeats of one size and precision")
     parser.add_argument("--compile", choices=("none", "small", "all"), default="small", help="sizes to compile, too")
+    parser.add_argument(
+        "--one-by-one", action="store_true", help="one variant in memory at a time (always so over 1 B parameters)"
+    )
     parser.add_argument("--no-profile", action="store_true")
     parser.add_argument("--out", type=Path, help="folder for training_step.md and training_step.json")
     args = parser.parse_args(argv)

@@ -139,3 +139,21 @@ def test_positions() -> None:
     frequencies = [10000 ** (-i / 4) for i in range(4)]
     expected = [f(x * w) for x in (column, row) for f in (math.sin, math.cos) for w in frequencies]
     torch.testing.assert_close(table[1 + 3 * row + column], torch.tensor(expected))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_blocks_give_the_same_gradients(dtype: torch.dtype) -> None:
+    config = MAEConfig.preset("vit_debug", image_size=32)
+    plain, compiled = MAE(config), MAE(config)
+    for model in (plain, compiled):
+        initialise(model, seed=0)
+        model.to(dtype)
+    for unit in compiled.shard_units():
+        unit.compile(dynamic=False)
+    images, noise = torch.randn(4, 3, 32, 32), torch.rand(4, config.patches)
+    for model in (plain, compiled):
+        model(images, noise)["loss"].backward()
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    for (name, mine), theirs in zip(compiled.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, atol=tolerance, rtol=tolerance, msg=name)

@@ -96,3 +96,27 @@ def test_resume_on_the_same_ranks_is_bit_identical(reference: Path, tmp_path: Pa
     ours = read_tensors(broken / "checkpoints/step_00000050", "")
     theirs = read_tensors(straight / "checkpoints/step_00000050", "")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_bf16_stays_near_float32(reference: Path, tmp_path: Path) -> None:
+    """Both ways of bf16 (FSDP's policy, autocast under DDP) follow the float32 curve to about their precision."""
+    for strategy in ("full_shard", "ddp"):
+        run = tmp_path / strategy
+        done = run_frontier(
+            "pretrain",
+            reference / "toy.yaml",
+            f"run.dir={run}",
+            "parallel.precision=bf16",
+            f"parallel.strategy={strategy}",
+        )
+        assert done.returncode == 0, done.stderr
+        difference = relative(curve(run), curve(reference / "run"))
+        assert 1e-7 < difference < 2e-2, "no difference at all would mean that nothing ran in bf16"
+
+
+def test_compiled_blocks_give_the_same_curve(reference: Path, tmp_path: Path) -> None:
+    done = run_frontier(
+        "pretrain", reference / "toy.yaml", "--ranks", "2", f"run.dir={tmp_path}", "parallel.compile=true", "train.steps=50"
+    )
+    assert done.returncode == 0, done.stderr
+    assert relative(curve(tmp_path), curve(reference / "run")) < 1e-5
