@@ -97,8 +97,7 @@ def round_of_steps(workers: list[Worker]) -> None:
 
 
 def drop_slow(worker: Worker) -> None:
-    """Stop measuring variants of theirs that took over 1.4 times their fastest one: they cannot be the best.
-    """
+    """Stop measuring variants of theirs that took over 1.4 times their fastest one: they cannot be the best."""
     rounds = {n: min(times) for n, times in worker.seconds.items() if n in worker.losses and n.startswith("hf")}
     for name, spent in rounds.items():
         if spent > 1.4 * min(rounds.values()):
@@ -121,8 +120,7 @@ def take_turns(
     precision: str,
     args: argparse.Namespace,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Measure all variants of all workers in rounds. Returns rates of products and profiles of the winners.
-    """
+    """Measure all variants of all workers in rounds. Returns rates of products and profiles of the winners."""
     for worker in workers:
         for variant in [ours, *theirs]:
             worker.build(variant)

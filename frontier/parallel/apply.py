@@ -50,12 +50,15 @@ def compile_units(units: list[nn.Module]) -> None:
 def shard(
     module: nn.Module, units: list[nn.Module], config: ParallelConfig, dims: ParallelDims, device: torch.device
 ) -> None:
-    """FSDP2 over the mesh: one communication group per unit, the rest in the root."""
+    """FSDP2 over the mesh: one communication group per unit, the rest in the root.
+
+    A single rank has nothing to overlap, so there the root holds everything: copies once a step instead of once a unit.
+    """
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if config.precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     mesh = dims.mesh(device.type)
-    for unit in units:
+    for unit in units if dims.world_size > 1 else []:
         fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=dims.reshard_after_forward)
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
 
