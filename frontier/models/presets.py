@@ -6,8 +6,8 @@ Widths, depths, heads and MLP sizes of `vit_base` ... `vit_15b` are Table 1 of a
 * `vit_5b`: the published width, depth and MLP give 3.81 B parameters with a plain MLP, and 5.35 B, the
   published count, with a gated one (three matrices of hidden size 15360). The preset is the gated one; `vit_e`
   has the same shape with the plain MLP.
-* `orbit_113b`: arXiv 2404.14712 publishes the count. Width 12288 and depth 56 are the values cited for its
-  largest model; with the usual MLP of four widths they give 101.5 B, so the hidden size here (57344, 14/3 of
+* `orbit_113b`: arXiv 2404.14712 publishes the count. Width 12288 and depth 56 are those commonly given for
+  its largest model, not confirmed from the paper's text; with the usual MLP of four widths they give 101.5 B, so the hidden size here (57344, 14/3 of
   the width) is *derived* to meet the published 113 B. Patch and heads are our choice (head dim 192).
 """
 
