@@ -116,7 +116,13 @@ def test_bf16_stays_near_float32(reference: Path, tmp_path: Path) -> None:
 
 def test_compiled_blocks_give_the_same_curve(reference: Path, tmp_path: Path) -> None:
     done = run_frontier(
-        "pretrain", reference / "toy.yaml", "--ranks", "2", f"run.dir={tmp_path}", "parallel.compile=true", "train.steps=50"
+        "pretrain",
+        reference / "toy.yaml",
+        "--ranks",
+        "2",
+        f"run.dir={tmp_path}",
+        "parallel.compile=true",
+        "train.steps=50",
     )
     assert done.returncode == 0, done.stderr
     assert relative(curve(tmp_path), curve(reference / "run")) < 1e-5
