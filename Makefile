@@ -10,7 +10,7 @@ RANKS ?= 2
 pretrain: setup  ## shards, pretraining on two FSDP ranks, probe, report: runs/debug/
 	$(BIN)/frontier shards write --scenes 2400 --sensors rgb --seed 0 shards/scenes
 	$(BIN)/frontier pretrain jobs/configs/mae_debug.yaml --ranks $(RANKS)
-	$(BIN)/frontier probe runs/debug --data shards/scenes
+	$(BIN)/frontier probe runs/debug --data shards/scenes --method linear,knn
 	$(BIN)/frontier report runs/debug
 	@echo "done: shards/scenes  runs/debug/{checkpoints,metrics.jsonl,probe.json,report.html}"
 
