@@ -143,7 +143,7 @@ def nearest_key(key: str, known: Sequence[str]) -> str | None:
 
 def validate(values: Mapping[str, Any]) -> Config:
     """A plain mapping -> Config. Errors: UserError naming the key and the nearest known one."""
-    from frontier.models.registry import families, family
+    from frontier.models.registry import family
 
     raw = dict(values)
     model_values = raw.get("model")
@@ -160,7 +160,6 @@ def validate(values: Mapping[str, Any]) -> Config:
         model = chosen.config.model_validate(model_values)
     except ValidationError as error:
         raise UserError(_explain(error, keys, "model.")) from None
-    assert chosen.name in families()
     parts = {name: getattr(core, name) for name in CoreConfig.model_fields if name != "model"}
     return Config(model=model, **parts)
 

@@ -102,7 +102,7 @@ def set_gradient_sync(module: nn.Module, sync: bool) -> None:
 def total_norm(module: nn.Module) -> torch.Tensor:
     """Global 2-norm of all gradients, the same number on every rank.
 
-    Squares are summed locally in float64-free order by parameter, then across shards in one reduction.
+    Squares are summed over the local pieces, then across shards in one reduction.
     """
     from torch.distributed.tensor import DTensor
 

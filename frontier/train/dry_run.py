@@ -22,20 +22,16 @@ def saved_activation_bytes(plan: RunPlan) -> int:
     """
     config = plan.config
     assert config.data.image_size and config.data.mean
-    own = {id(p.untyped_storage()._cdata) for p in plan.model.parameters()}
     seen: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        key = tensor.untyped_storage()._cdata
-        if id(key) not in own:
-            seen.setdefault(key, tensor)
+        seen.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
     if config.parallel.activation_checkpointing == "full":
         from frontier.parallel.apply import checkpoint_activations
 
         checkpoint_activations(plan.model.shard_units())  # type: ignore[operator]
-    parameters = {p.untyped_storage()._cdata for p in plan.model.parameters()}
     micro, size = plan.batch.micro_batch, config.data.image_size
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         images = torch.empty(micro, len(config.data.mean), size, size)
@@ -44,7 +40,7 @@ def saved_activation_bytes(plan: RunPlan) -> int:
         if config.parallel.precision == "bf16":
             model = model.to(torch.bfloat16)
         model(**plan.family.inputs(model, images, members, config.run.seed))
-    parameters |= {p.untyped_storage()._cdata for p in plan.model.parameters()}
+    parameters = {p.untyped_storage()._cdata for p in plan.model.parameters()}
     return sum(t.untyped_storage().nbytes() for key, t in seen.items() if key not in parameters)
 
 

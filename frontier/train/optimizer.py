@@ -48,9 +48,8 @@ def build_adamw(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     ]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=config.betas, fused=True)
     for p in parameters:
-        device = p.device if p.device.type != "cpu" else "cpu"
         optimizer.state[p] = {
-            "step": torch.zeros((), dtype=torch.float32, device=device),
+            "step": torch.zeros((), dtype=torch.float32, device=p.device),
             **{name: torch.zeros_like(p) for name in _MOMENTS},
         }
     return optimizer

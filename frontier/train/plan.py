@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -113,7 +114,7 @@ def resolve(config: Config, world_size: int) -> RunPlan:
         len(shards),
         config.train.global_batch,
         config.run.seed,
-        channels * height * width * torch.zeros((), dtype=getattr(torch, info["dtype"])).element_size(),
+        channels * height * width * np.dtype(info["dtype"]).itemsize,
         config.data.block,
         config.data.window,
     )
