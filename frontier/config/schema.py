@@ -28,6 +28,8 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     deterministic: bool = False
     """Refuse nondeterministic kernels (torch.use_deterministic_algorithms); matters on GPUs."""
+    doctor: bool = False
+    """Measure product rate and collectives before the first step, into starts.jsonl and the log."""
 
 
 class AugmentConfig(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -40,6 +41,8 @@ def process_group(ranks: Ranks, device: torch.device, timeout_s: int) -> Iterato
         TransientError: the ranks did not find each other in time.
     """
     address, port = rendezvous(ranks)
+    if device.type == "cuda":
+        _record_flight()
     if ranks.world_size == 1 and "MASTER_PORT" not in os.environ:
         store: dist.Store = dist.HashStore()
     else:
@@ -74,6 +77,21 @@ def process_group(ranks: Ranks, device: torch.device, timeout_s: int) -> Iterato
         ) from None
     finally:
         dist.destroy_process_group()
+
+
+def _record_flight() -> None:
+    """Let NCCL (RCCL) keep its last collectives and dump them when one times out; what the user has set stays.
+
+    The dumps of all ranks go to node-local storage, not to the run folder: a file a rank would be a storm on a shared one.
+    """
+    where = os.path.join(tempfile.gettempdir(), f"frontier_flight_{os.environ.get('SLURM_JOB_ID', os.getpid())}_rank_")
+    for names, value in (
+        (("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"), "2000"),
+        (("TORCH_NCCL_DUMP_ON_TIMEOUT",), "1"),
+        (("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"), where),
+    ):
+        if not any(name in os.environ for name in names):
+            os.environ.update(dict.fromkeys(names, value))
 
 
 def _lost_rank(error: RuntimeError) -> bool:

@@ -103,6 +103,7 @@ class Checkpoints:
         self.group = dist.new_group(range(writing), backend="gloo")
         self.writes = self.rank < writing
         self.last_step: int | None = None
+        self._written: float | None = None
         self._error: UserError | None = None
         self._pending: Future | None = None
         self._thread = ThreadPoolExecutor(1, "checkpoint-writer")
@@ -133,11 +134,13 @@ class Checkpoints:
             self._drop_old()
 
         def write(held: dict[str, Share]) -> None:
+            start = time.perf_counter()
             try:
                 writer = Writer(temporary, self.rank, commit)
                 dcp.save(held, storage_writer=writer, planner=SavePlanner(), process_group=self.group)
             except (CheckpointException, OSError) as error:
                 self._error = self._explain(step, error)
+            self._written = time.perf_counter() - start
 
         self.last_step = step
         if self.writes:
@@ -145,6 +148,11 @@ class Checkpoints:
             self._pending = self._thread.submit(write, held)
         if not self.async_save:
             self.wait()
+
+    def written(self) -> float | None:
+        """Seconds that a save took this rank to write, told once after it ended."""
+        spent, self._written = self._written, None
+        return spent
 
     def failed(self) -> bool:
         """Whether a background save of this rank is known to have failed; `wait` then raises on all ranks."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import socket
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from frontier.launch.doctor import product_seconds
 from frontier.launch.ranks import Ranks
 
 OUTLIER = 1.5
@@ -25,22 +25,6 @@ NAMED = 8
 """Ranks named in a line, the slowest first."""
 LEAST_WAIT_S = 0.05
 """Data waits below this a step are never named."""
-
-
-def product_seconds(device: torch.device, repeats: int = 3) -> float:
-    """The shortest of `repeats` timings of one float32 product (512 on a CPU, 4096 on an accelerator), seconds."""
-    size = 512 if device.type == "cpu" else 4096
-    a = torch.ones(size, size, device=device)
-    best = float("inf")
-    for _ in range(repeats):
-        if device.type != "cpu":
-            torch.accelerator.synchronize()
-        start = time.perf_counter()
-        a @ a
-        if device.type != "cpu":
-            torch.accelerator.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
 
 
 def outliers(values: list[float], least: float = 0.0) -> list[tuple[int, float]]:

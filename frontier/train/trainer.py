@@ -17,6 +17,7 @@ from frontier.config.schema import ZERO
 from frontier.data.loader import Batch, Loader
 from frontier.data.transforms import augment, normalise, resize
 from frontier.errors import EXIT_OK, EXIT_REQUEUE, RankError, UserError
+from frontier.launch.doctor import examine, lines
 from frontier.launch.ranks import Ranks
 from frontier.parallel.engine import Engine, TorchEngine, Update
 from frontier.train.checkpoint import Checkpoints, check_parameters, writing_ranks
@@ -164,6 +165,8 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device) -> int:
         run_dir.mkdir(parents=True, exist_ok=True)
     dist.barrier()
     facts = _facts(plan, ranks, device, None)
+    if config.run.doctor:
+        facts["doctor"] = examine(device)
     stepper = Stepper(plan, ranks, device)
     saving = config.checkpoint
     writing = writing_ranks(saving.writers, plan.dims.replicate, plan.dims.shard * plan.dims.tensor)
@@ -184,7 +187,7 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device) -> int:
         log, start = MetricsLog(run_dir, step), write_start(run_dir, facts)
         for line in passed_over:
             console.say(f"passed over: {line}")
-        console.say(_banner(plan, ranks, facts))
+        console.say("\n".join([_banner(plan, ranks, facts), *(lines(facts["doctor"]) if config.run.doctor else [])]))
     loader = Loader(
         plan.shards,
         config.data.column,
@@ -208,13 +211,16 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device) -> int:
             if why:
                 console.say(f"step {step} skipped: {why}")
             stopped = result.stop
+            saved_at = time.perf_counter()
             if saving.every_steps and step % saving.every_steps == 0 and step < plan.steps and not stopped:
                 checkpoints.save(step, stepper.engine.state(), _record(plan, ranks, step, guard))
+            result.parts["checkpoint_s"] = time.perf_counter() - saved_at
             for line in comparison.step(step, result.parts["data_s"]):
                 console.say(line)
             now = time.perf_counter()
             if log is not None:
                 row = _row(plan, step, guard, result, lr, now - before, facts, device, start)
+                row["checkpoint_write_s"] = checkpoints.written()
                 log.write(row)
                 console.step(row)
             before = now

@@ -60,8 +60,12 @@ def test_outliers() -> None:
 
 
 def test_ranks_are_compared_at_intervals(toy: Path, tmp_path: Path) -> None:
-    done = run_frontier("pretrain", toy, "--ranks", "2", "train.steps=12", "log.ranks_every=5")
+    done = run_frontier("pretrain", toy, "--ranks", "2", "train.steps=12", "log.ranks_every=5", "run.doctor=true")
     assert done.returncode == 0, done.stderr
     rows = read_jsonl(tmp_path / "run" / "ranks.jsonl")
     assert [row["step"] for row in rows] == [5, 10]
     assert all(row["ranks"] == 2 and 0 < row["product_s"]["median"] <= row["product_s"]["max"] for row in rows)
+    doctor = read_jsonl(tmp_path / "run" / "starts.jsonl")[0]["doctor"]
+    assert 0 < doctor["product_gflops"]["min"] <= doctor["product_gflops"]["median"]
+    assert all(value > 0 for value in doctor["bus_gb_per_s"].values())
+    assert "doctor: bus bandwidth" in done.stdout
