@@ -16,6 +16,14 @@ def local_piece(full: torch.Tensor, like: DTensor) -> torch.Tensor:
     return full[tuple(slice(o, o + s) for o, s in zip(offset, shape, strict=True))]
 
 
+@torch.no_grad()
+def initialise_buffers(module: nn.Module, device: torch.device) -> None:
+    """Allocate the buffers of `module` on `device` and fill them."""
+    for owner in module.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            owner._buffers[name] = torch.empty_like(buffer, device=device).copy_(initial_buffer(owner, name))
+
+
 def materialise(module: nn.Module, device: torch.device, home: torch.device, seed: int) -> None:
     """Allocate `module` (on meta, sharded or not) and fill it with the weights of `seed`: parameters on `home`, buffers on
     `device`.
@@ -24,9 +32,7 @@ def materialise(module: nn.Module, device: torch.device, home: torch.device, see
     depend on the number of ranks or the order of parameters.
     """
     module.to_empty(device=home)
-    for owner in module.modules():
-        for name, buffer in owner.named_buffers(recurse=False):
-            owner._buffers[name] = torch.empty_like(buffer, device=device)
+    initialise_buffers(module, device)
     with torch.no_grad():
         for prefix, owner in module.named_modules():
             for name, parameter in owner.named_parameters(recurse=False):
@@ -36,5 +42,3 @@ def materialise(module: nn.Module, device: torch.device, home: torch.device, see
                     parameter.to_local().copy_(local_piece(full, parameter))
                 else:
                     parameter.copy_(full)
-            for name, buffer in owner.named_buffers(recurse=False):
-                buffer.copy_(initial_buffer(owner, name))
