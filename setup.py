@@ -23,7 +23,7 @@ packages += [
 
 extras = {
     "mpi": ["mpi4py>=4.0"],
-    "deepspeed": ["deepspeed>=0.17"],
+    "deepspeed": ["deepspeed>=0.19.8"],
     "export": ["safetensors>=0.4"],
     "test": ["pytest>=8", "ruff>=0.6", "mypy>=1.11", "types-PyYAML", "transformers>=5.0", "safetensors>=0.4"],
 }

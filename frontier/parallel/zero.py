@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import io
 import logging
 import math
 import os
@@ -42,8 +43,8 @@ def check_installed() -> None:
     """Raises UserError where DeepSpeed is missing."""
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError(
-            f"parallel.strategy {', '.join(ZERO)} need DeepSpeed, which is not installed: "
-            "pip install 'frontier-geofm[deepspeed]', or use full_shard"
+            f"parallel.strategy {', '.join(ZERO)} need DeepSpeed, which is not installed: pip install 'deepspeed>=0.19.8' "
+            "(the extra frontier-geofm[deepspeed]), or use full_shard"
         )
 
 
@@ -108,7 +109,7 @@ class GuardedAdamW(torch.optim.AdamW):
         super().__init__(groups, lr=0.0, betas=train.betas, eps=AdamW.EPS, fused=True)
         self.allowed: Any = lambda: True
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         if self.allowed():
             super().step()
 
@@ -127,29 +128,23 @@ def _shape(parameter: nn.Parameter) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
-@contextlib.contextmanager
-def _surroundings(device: torch.device) -> Iterator[None]:
-    """The environment that DeepSpeed reads: LOCAL_RANK is the index of the device, whatever the launcher's counting."""
-    names = ("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
-    before = {name: os.environ.pop(name) for name in names if name in os.environ}
-    os.environ["LOCAL_RANK"] = str(device.index or 0)
-    try:
-        yield
-    finally:
-        del os.environ["LOCAL_RANK"]
-        os.environ.update(before)
-
-
 def load_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed, silent but for errors, for the kind of device that the run is on."""
     check_installed()
-    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    os.environ["DS_ACCELERATOR"] = device.type
+    # It takes the device's index from here, also later on; launchers may count otherwise (one visible device a rank).
+    index = str(device.index or 0)
+    os.environ["LOCAL_RANK"] = index
+    if "OMPI_COMM_WORLD_LOCAL_RANK" in os.environ:  # it refuses to start where the two differ
+        os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = index
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import deepspeed
         import deepspeed.ops
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It calls collectives by names that this PyTorch is about to rename.
+    warnings.filterwarnings("ignore", message="`torch.distributed.* is deprecated", category=FutureWarning)
     # On CPUs it would compile an all-reduce through shared memory (46 s, and g++), which only its inference uses. This is
     # its own table of what can be built here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -158,7 +153,7 @@ def load_deepspeed(device: torch.device) -> Any:
 
 def partition(module: nn.Module, config: dict[str, Any], device: torch.device, dtype: torch.dtype, seed: int) -> None:
     """meta -> ZeRO-3 partitions with the initial weights of `seed`: one module's own parameters are whole at a time."""
-    from deepspeed.zero import Init
+    from deepspeed.runtime.zero import Init
 
     initialise_buffers(module, device)
     for prefix, owner in reversed(list(module.named_modules())):  # children first
@@ -190,7 +185,8 @@ class ZeroEngine:
         if parallel.activation_checkpointing != "none":
             units = cast(ShardUnits, self.module).shard_units()
             checkpoint_activations(units, parallel.activation_checkpointing)
-        with _surroundings(device):
+        # It prints the memory at every step of its set-up where stage 1 meets bf16.
+        with contextlib.redirect_stdout(io.StringIO()):
             if parallel.strategy == "zero_3":
                 dtype = torch.bfloat16 if parallel.precision == "bf16" else torch.float32
                 deepspeed.init_distributed(dist_init_required=False)
@@ -248,7 +244,9 @@ class ZeroEngine:
     def restored(self, updates: int) -> None:
         for flat, _ in self._groups():
             self.optimizer.state[flat]["step"].fill_(updates)
-        if hasattr(self.zero, "fp16_partitioned_groups_flat"):  # stage 3; working weights of any precision, in spite of the name
+        if hasattr(
+            self.zero, "fp16_partitioned_groups_flat"
+        ):  # stage 3; working weights of any precision, in spite of the name
             for weights, flat in zip(self.zero.fp16_partitioned_groups_flat, self._masters(), strict=True):
                 weights.data.copy_(flat.data)
         else:

@@ -62,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
             return run_local(command, args.ranks)
 
     from frontier.config.load import load_config
+    from frontier.config.schema import ZERO
+    from frontier.parallel.zero import check_installed
     from frontier.train.at_scale import Started, at_scale
     from frontier.train.plan import resolve
 
@@ -74,6 +76,8 @@ def main(argv: Sequence[str]) -> int:
         # One rank looks at every shard file; the others look at a shard when they first read it.
         started = Started.now()
         plan = resolve(config, world, check_shards=ranks.is_main and not args.nodes, samples=args.samples)
+        if config.parallel.strategy in ZERO and not args.dry_run:
+            check_installed()
     except UserError:
         if ranks.local_rank == 0:
             raise

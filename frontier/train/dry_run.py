@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from frontier.config.schema import ZERO
 from frontier.parallel.tensor import planned_modules
+from frontier.parallel.zero import deepspeed_config, largest_unit
 from frontier.train.at_scale import lines
 from frontier.train.plan import RunPlan
 
@@ -63,14 +65,21 @@ def held_parameters(plan: RunPlan) -> tuple[int, list[int]]:
     return held(plan.model), [held(unit) for unit in plan.model.shard_units()]  # type: ignore[operator]
 
 
-def estimate(plan: RunPlan) -> dict[str, Any]:
-    """GiB a rank by component and the work of the whole run."""
+def model_state(plan: RunPlan) -> dict[str, float]:
+    """GiB a rank of weights, gradients and moments, and of weights that are whole while they are in use."""
     config, dims = plan.config, plan.dims
     strategy = config.parallel.strategy
     compute_bytes = 2 if config.parallel.precision == "bf16" else _FP32
     own, units = held_parameters(plan)
-    shared = own / dims.shard * _FP32 / 2**30
-    memory = {"parameters": shared, "gradients": shared, "optimizer": 2 * shared}
+    per_rank, whole = own / dims.shard * _FP32 / 2**30, own * compute_bytes / 2**30
+    state = {"parameters": per_rank, "gradients": per_rank, "optimizer": 2 * per_rank, "gathered": 0.0}
+    if strategy in ("zero_1", "zero_2"):  # working weights are whole, their float32 masters cut
+        state["parameters"] += whole
+        if strategy == "zero_1":  # accumulated in float32, beside those of autograd
+            state["gradients"] = per_rank * dims.shard + (whole if compute_bytes != _FP32 else 0)
+        return state
+    if strategy == "zero_3" and compute_bytes != _FP32:
+        state["parameters"] += whole / dims.shard
     if dims.shard == 1 and compute_bytes == _FP32:
         gathered = 0
     elif dims.reshard_after_forward:  # the root, the unit in use and those ahead of it
@@ -78,17 +87,28 @@ def estimate(plan: RunPlan) -> dict[str, Any]:
         gathered = (own - sum(units) + ahead) * compute_bytes
     else:
         gathered = own * compute_bytes
-    memory["gathered"] = gathered / 2**30
-    if strategy in ZERO:  # working weights beside the float32 master weights, which belong to the optimizer
-        whole = own * compute_bytes / 2**30
-        memory["parameters"] = whole / dims.shard if strategy == "zero_3" else whole
-        memory["gradients"] = shared if strategy != "zero_1" else own * _FP32 / 2**30
-        memory["optimizer"] = 3 * shared
-        memory["gathered"] = gathered / 2**30 if strategy == "zero_3" else 0.0
-    memory["activations"] = saved_activation_bytes(plan) / 2**30
+    state["gathered"] = gathered / 2**30
+    return state
+
+
+def deepspeed_section(plan: RunPlan) -> dict[str, Any]:
+    """{"deepspeed": the config that DeepSpeed will get}, or nothing where it is not the engine."""
+    if plan.config.parallel.strategy not in ZERO:
+        return {}
+    return {
+        "deepspeed": deepspeed_config(
+            plan.config.parallel, plan.config.train, plan.batch, plan.dims.world_size, largest_unit(plan.model)
+        )
+    }
+
+
+def estimate(plan: RunPlan) -> dict[str, Any]:
+    """GiB a rank by component and the work of the whole run."""
+    dims, parallel = plan.dims, plan.config.parallel
+    memory = {**model_state(plan), "activations": saved_activation_bytes(plan) / 2**30}
     on_host = {}
-    if config.parallel.offload:
-        moved = ("optimizer",) if strategy in ZERO else ("parameters", "gradients", "optimizer")
+    if parallel.offload:
+        moved = ("optimizer",) if parallel.strategy in ZERO else ("parameters", "gradients", "optimizer")
         on_host = {name: memory.pop(name) for name in moved}
     memory["total"] = sum(memory.values())
     images = plan.steps * plan.batch.global_batch
@@ -110,6 +130,7 @@ def estimate(plan: RunPlan) -> dict[str, Any]:
         "checkpoint_gib": 3 * plan.parameters * _FP32 / 2**30,
         "memory_gib": memory,
         "host_memory_gib": on_host,
+        **deepspeed_section(plan),
     }
 
 
@@ -137,3 +158,6 @@ def dry_run(plan: RunPlan, scale: dict[str, Any] | None, as_json: bool) -> None:
     print(f"checkpoint  {figures['checkpoint_gib']:.3f} GiB on disk (predicted)")
     if scale:
         print("\n".join(lines(scale)))
+    if "deepspeed" in figures:
+        print("deepspeed   its config, made from the one above:")
+        print(textwrap.indent(yaml.safe_dump(figures["deepspeed"], sort_keys=False), "  "), end="")
