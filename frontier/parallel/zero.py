@@ -145,9 +145,9 @@ def load_deepspeed(device: torch.device) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # It calls collectives by names that this PyTorch is about to rename.
     warnings.filterwarnings("ignore", message="`torch.distributed.* is deprecated", category=FutureWarning)
-    # On CPUs it would compile an all-reduce through shared memory (46 s, and g++), which only its inference uses. This is
-    # its own table of what can be built here.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Its own table of what can be compiled here: nothing. Else it would probe compilers and, on CPUs, compile an all-reduce
+    # through shared memory (46 s, and g++) that only its inference uses.
+    deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
 
 

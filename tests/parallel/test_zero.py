@@ -15,8 +15,6 @@ from tests.train.test_one_curve import assert_same_weights, reference, relative
 
 __all__ = ["reference"]  # the fixture
 
-pytest.importorskip("deepspeed")
-
 
 def zero(reference: Path, run: Path, strategy: str, ranks: int, *more: str) -> subprocess.CompletedProcess[str]:
     """A run of the reference's config; it says nothing but what every run says."""
