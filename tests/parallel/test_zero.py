@@ -43,12 +43,17 @@ def test_same_curve_and_weights(
     assert_same_weights(tmp_path, reference / "run")
 
 
-def test_one_run_under_three_engines(reference: Path, tmp_path: Path) -> None:
-    """Begun under zero_2 on two ranks, gone on with under full_shard on one, ended under zero_3 on two."""
+def test_one_run_under_four_engines(reference: Path, tmp_path: Path) -> None:
+    """Begun under zero_2 on two ranks, gone on with under full_shard on one, ended under zero_3 and, again, under zero_1."""
     every = ("checkpoint.every_steps=20", "checkpoint.keep=5")
-    turns = [("zero_2", 2, None), ("full_shard", 1, 20), ("zero_3", 2, 40)]
-    for strategy, ranks, resumed in turns:
-        done = zero(reference, tmp_path, strategy, ranks, *every)
+    turns: list[tuple[str, int, int | None, tuple[str, ...]]] = [
+        ("zero_2", 2, None, ()),
+        ("full_shard", 1, 20, ()),
+        ("zero_3", 2, 40, ("parallel.offload=true",)),
+        ("zero_1", 1, 40, ()),
+    ]
+    for strategy, ranks, resumed, more in turns:
+        done = zero(reference, tmp_path, strategy, ranks, *every, *more)
         assert resumed is None or f"resumed from step {resumed}" in done.stdout
         assert relative(curve(tmp_path), curve(reference / "run")) < 1e-5
         assert_same_weights(tmp_path, reference / "run")
@@ -124,7 +129,11 @@ def test_bad_steps_leave_no_trace(
 
 def test_dry_run_shows_the_config(toy: Path) -> None:
     options = ("--dry-run", "--world-size", "4", "train.micro_batch=4", "parallel.strategy=zero_2")
-    config = json.loads(run_frontier("pretrain", toy, *options, "--json").stdout)["deepspeed"]
+    figures = json.loads(run_frontier("pretrain", toy, *options, "--json").stdout)
+    config, memory = figures["deepspeed"], figures["memory_gib"]
+    whole = figures["parameters"] * 4 / 2**30
+    assert memory["parameters"] == pytest.approx(whole + whole / 4), "working weights, and a part of their masters"
+    assert (memory["gradients"], memory["optimizer"]) == pytest.approx((whole / 4, whole / 2))
     assert config["zero_optimization"]["stage"] == 2
     assert (config["train_batch_size"], config["gradient_accumulation_steps"]) == (32, 2)
     assert config["gradient_clipping"] == 0.5
