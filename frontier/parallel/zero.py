@@ -244,22 +244,18 @@ class ZeroEngine:
     def restored(self, updates: int) -> None:
         for flat, _ in self._groups():
             self.optimizer.state[flat]["step"].fill_(updates)
-        if hasattr(
-            self.zero, "fp16_partitioned_groups_flat"
-        ):  # stage 3; working weights of any precision, in spite of the name
-            for weights, flat in zip(self.zero.fp16_partitioned_groups_flat, self._masters(), strict=True):
-                weights.data.copy_(flat.data)
-        else:
+        # Stage 3: working weights of either precision, in spite of the name.
+        working = getattr(self.zero, "fp16_partitioned_groups_flat", None)
+        if working is None:
             self.zero.update_lp_params()
+        else:
+            for weights, flat in zip(working, self._masters(), strict=True):
+                weights.data.copy_(flat.data)
 
     def _masters(self) -> list[Tensor]:
         """This rank's float32 weights, one flat tensor a group of parameters."""
         # In order: stage 3; stages 1 and 2; stage 1 with bf16 weights, which DeepSpeed has an optimizer of its own for.
-        for name in (
-            "fp32_partitioned_groups_flat",
-            "single_partition_of_fp32_groups",
-            "fp32_groups_flat_partition",
-        ):
+        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
             if hasattr(self.zero, name):
                 return getattr(self.zero, name)
         raise AssertionError(f"{type(self.zero).__name__} is none of the optimizers of DeepSpeed that are known here")
