@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RANKS ?= 2
 
-.PHONY: pretrain test test-slow lint setup setup-test check-machine clean
+.PHONY: pretrain test test-matrix test-slow lint setup setup-test check-machine clean
 
 pretrain: setup  ## shards, pretraining on two FSDP ranks, probe, report: runs/debug/
 	$(BIN)/frontier shards write --scenes 2400 --sensors rgb --seed 0 shards/scenes
@@ -16,6 +16,9 @@ pretrain: setup  ## shards, pretraining on two FSDP ranks, probe, report: runs/d
 
 test: setup-test lint  ## the default suite: under 20 minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-matrix: setup-test  ## every parallelism on 1 to 8 ranks, every stop-and-resume between them: the same curve
+	$(BIN)/python -m tests.matrix
 
 test-slow: setup-test  ## the long ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

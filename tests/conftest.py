@@ -38,21 +38,25 @@ def curve(run_dir: Path) -> list[float]:
     return [row["loss"] for row in rows]
 
 
-@pytest.fixture(scope="session")
-def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_images(folder: Path) -> None:
     """200 PNGs of 32 px in 2 classes: smooth blobs and stripes with noise."""
     from PIL import Image
 
-    folder = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     y, x = np.mgrid[0:32, 0:32] / 32
     for name, frequency in (("blobs", 1.0), ("stripes", 6.0)):
-        (folder / name).mkdir()
+        (folder / name).mkdir(parents=True)
         for i in range(100):
             phase = random.uniform(0, 6.3, 3)
             wave = np.stack([np.sin(6.3 * frequency * (x * np.cos(p) + y * np.sin(p)) + p) for p in phase], -1)
             pixels = 127 + 70 * wave + random.normal(0, 20, (32, 32, 3))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / f"{i:03d}.png")
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder)
     return folder
 
 

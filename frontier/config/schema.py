@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 ZERO = ("zero_1", "zero_2", "zero_3")
-STRATEGIES = ("ddp", "no_shard", "shard_grad_op", "full_shard")
+STRATEGIES = ("ddp", "no_shard", "shard_grad_op", "full_shard", *ZERO)
 STRATEGY_HELP = f"{', '.join(STRATEGIES)} or hybrid_<k> (hybrid_8: shards inside groups of 8 consecutive ranks)"
 
 

@@ -95,6 +95,8 @@ def main(argv: Sequence[str]) -> int:
     from frontier.train.trainer import train
 
     device = choose_device(ranks)
+    if device.type == "cpu" and config.parallel.offload and config.parallel.strategy not in ZERO:
+        raise UserError("parallel.offload has no effect here: on a CPU everything is on the host already; leave it out")
     if device.type == "cpu":
         keep_freed_memory()
     try:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.conftest import run_frontier, write_images
 from tests.matrix.cells import FURTHER, RANKS, STOP, STRATEGIES, VARIANTS, Cell, matrix
 from tests.matrix.run import TOLERANCE, Bench
 
@@ -22,13 +23,16 @@ def main() -> int:
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
     parser.add_argument("--no-pairs", action="store_true")
     parser.add_argument("--out", type=Path, default=None, help="folder for the runs; default: a temporary one")
-    parser.add_argument("--shards", type=Path, required=True, help="small 3-band shards, at least 32 training samples")
     args = parser.parse_args()
     ranks = tuple(int(r) for r in args.ranks.split(","))
     strategies = tuple(args.strategies.split(","))
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(args.out or Path(scratch), args.shards)
+        write_images(Path(scratch) / "images")
+        done = run_frontier("shards", "write", "--from", Path(scratch) / "images", Path(scratch) / "toy")
+        if done.returncode:
+            sys.exit(done.stderr)
+        bench = Bench(args.out or Path(scratch) / "runs", Path(scratch) / "toy")
         bench.reference()
         cells = matrix(ranks, strategies)
         failed = table(bench, cells, strategies, ranks)
