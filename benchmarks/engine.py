@@ -300,11 +300,12 @@ def memory(args: argparse.Namespace, folder: Path) -> list[str]:
         words = ("--shards", str(shards), "--checkpointing", checkpointing, "--strategy", strategy)
         found = launch(ranks, "memory", "--worker", *words)
         parts = dict(found["predicted"])
-        total = parts.pop("total")
+        parts.pop("total")
+        peak = parts.pop("peak")
         shown = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
         lines.append(
-            f"| {strategy} | {ranks} | {checkpointing} | {found['measured']:.2f} | {total:.2f} "
-            f"| **{found['measured'] / total:.2f}** | {shown} |"
+            f"| {strategy} | {ranks} | {checkpointing} | {found['measured']:.2f} | {peak:.2f} "
+            f"| **{found['measured'] / peak:.2f}** | {shown} |"
         )
     return lines
 

@@ -23,12 +23,43 @@ def padded_attention(q: Tensor, k: Tensor, v: Tensor, padding: int | None = None
     only: head dim 105 becomes 112, 6.7 % more work there. None pads by what the device wants.
     """
     head_dim = q.shape[-1]
+    if q.device.type == "meta":
+        return AttentionOnMeta.apply(q, k, v)
     if padding is None:
         padding = attention_padding(head_dim, q.device.type)
     if padding == 0:
         return F.scaled_dot_product_attention(q, k, v)
     q, k, v = (F.pad(t, (0, padding)) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=head_dim**-0.5)[..., :head_dim]
+
+
+@torch.library.custom_op("frontier::attention_on_meta", mutates_args=())
+def attention_on_meta(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The shape of the result, laid out as fused kernels do: tokens outside, heads inside."""
+    batch, heads, tokens, dim = q.shape
+    return q.new_empty(batch, tokens, heads, dim).transpose(1, 2)
+
+
+@attention_on_meta.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    batch, heads, tokens, dim = q.shape
+    return q.new_empty(batch, tokens, heads, dim).transpose(1, 2)
+
+
+class AttentionOnMeta(torch.autograd.Function):
+    """Attention that computes nothing and keeps what fused kernels keep: counting on meta would otherwise meet PyTorch's
+    unfused one, which keeps the probabilities.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.ops.frontier.attention_on_meta(q, k, v)
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad.new_empty(ctx.saved_tensors[0].shape), *(grad.new_empty(t.shape) for t in ctx.saved_tensors[1:3])
 
 
 class ProductAttention(torch.autograd.Function):

@@ -39,9 +39,9 @@ class ShardUnits(Protocol):
     def shard_units(self) -> list[nn.Module]: ...
 
 
-_SAVED_WHEN_SELECTIVE = (
+SAVED_WHEN_SELECTIVE = (
     "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear",
-    "mkldnn::_linear_pointwise", "frontier::product",
+    "mkldnn::_linear_pointwise", "frontier::product", "frontier::attention_on_meta",
     "aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_efficient_attention",
     "aten::_scaled_dot_product_cudnn_attention", "aten::_scaled_dot_product_flash_attention_for_cpu",
     "_c10d_functional::all_gather_into_tensor", "_c10d_functional::reduce_scatter_tensor", "_c10d_functional::all_reduce",
@@ -51,7 +51,7 @@ _SAVED_WHEN_SELECTIVE = (
 
 def _selective_contexts() -> tuple[Any, Any]:
     def policy(_context: Any, operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-        saved = operator._schema.name in _SAVED_WHEN_SELECTIVE
+        saved = operator._schema.name in SAVED_WHEN_SELECTIVE
         return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
 
     return create_selective_checkpoint_contexts(policy)
@@ -59,7 +59,7 @@ def _selective_contexts() -> tuple[Any, Any]:
 
 def checkpoint_activations(units: list[nn.Module], kind: str) -> None:
     """Recompute each unit's activations in the backward pass: all ("full"), or all but the results of
-    `_SAVED_WHEN_SELECTIVE` ("selective"). Parameter names stay as they are.
+    `SAVED_WHEN_SELECTIVE` ("selective"). Parameter names stay as they are.
     """
     more: Any = {"context_fn": _selective_contexts} if kind == "selective" else {}
     for unit in units:

@@ -6,89 +6,13 @@ import json
 import textwrap
 from typing import Any
 
-import torch
 import yaml
-from torch import Tensor, nn
 
 from frontier.config.schema import ZERO
-from frontier.parallel.tensor import planned_modules
 from frontier.parallel.zero import deepspeed_config, largest_unit
 from frontier.train.at_scale import lines
+from frontier.train.memory import predict
 from frontier.train.plan import RunPlan
-
-_FP32 = 4
-
-
-def saved_activation_bytes(plan: RunPlan) -> int:
-    """Bytes that autograd keeps for the backward pass of one micro-batch, counted in a forward pass on meta.
-
-    Each storage counts once; parameters do not count. Under activation checkpointing this is what stays between
-    the passes (the blocks' inputs), without the peak of one block's recomputation.
-    """
-    config = plan.config
-    assert config.data.image_size and config.data.mean
-    seen: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        seen.setdefault(tensor.untyped_storage()._cdata, tensor)
-        return tensor
-
-    if config.parallel.activation_checkpointing != "none":
-        from frontier.parallel.apply import checkpoint_activations
-
-        checkpoint_activations(plan.model.shard_units(), config.parallel.activation_checkpointing)  # type: ignore[operator]
-    micro, size = plan.batch.micro_batch, config.data.image_size
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        images = torch.empty(micro, len(config.data.mean), size, size)
-        members = torch.zeros(micro, 2, dtype=torch.int64)
-        model = plan.model
-        if config.parallel.precision == "bf16":
-            model = model.to(torch.bfloat16)
-        model(**plan.family.inputs(model, images, members, config.run.seed))
-    parameters = {p.untyped_storage()._cdata for p in plan.model.parameters()}
-    return sum(t.untyped_storage().nbytes() for key, t in seen.items() if key not in parameters)
-
-
-def held_parameters(plan: RunPlan) -> tuple[int, list[int]]:
-    """(parameters of a rank before FSDP cuts them, those of each unit): 1/T of what a tensor group of T splits."""
-    tensor = plan.dims.tensor
-    split: set[int] = set()
-    if tensor > 1:
-        for _, part, how in planned_modules(plan.model):
-            layers = [getattr(part, name) for name in (*how.column, *how.row)]
-            split |= {id(p) for layer in layers if layer is not None for n, p in layer.named_parameters()
-                      if n == "weight" or layer in [getattr(part, c) for c in how.column]}  # fmt: skip
-
-    def held(module: nn.Module) -> int:
-        return sum(p.numel() // (tensor if id(p) in split else 1) for p in module.parameters())
-
-    return held(plan.model), [held(unit) for unit in plan.model.shard_units()]  # type: ignore[operator]
-
-
-def model_state(plan: RunPlan) -> dict[str, float]:
-    """GiB a rank of weights, gradients and moments, and of weights that are whole while they are in use."""
-    config, dims = plan.config, plan.dims
-    strategy = config.parallel.strategy
-    compute_bytes = 2 if config.parallel.precision == "bf16" else _FP32
-    own, units = held_parameters(plan)
-    per_rank, whole = own / dims.shard * _FP32 / 2**30, own * compute_bytes / 2**30
-    state = {"parameters": per_rank, "gradients": per_rank, "optimizer": 2 * per_rank, "gathered": 0.0}
-    if strategy in ("zero_1", "zero_2"):  # working weights are whole, their float32 masters cut
-        state["parameters"] += whole
-        if strategy == "zero_1":  # accumulated in float32, beside those of autograd
-            state["gradients"] = per_rank * dims.shard + (whole if compute_bytes != _FP32 else 0)
-        return state
-    if strategy == "zero_3" and compute_bytes != _FP32:
-        state["parameters"] += whole / dims.shard
-    if dims.shard == 1 and compute_bytes == _FP32:
-        gathered = 0
-    elif dims.reshard_after_forward:  # the root, the unit in use and those ahead of it
-        ahead = sum(sorted(units)[-1 - config.parallel.prefetch :])
-        gathered = (own - sum(units) + ahead) * compute_bytes
-    else:
-        gathered = own * compute_bytes
-    state["gathered"] = gathered / 2**30
-    return state
 
 
 def deepspeed_section(plan: RunPlan) -> dict[str, Any]:
@@ -104,13 +28,8 @@ def deepspeed_section(plan: RunPlan) -> dict[str, Any]:
 
 def estimate(plan: RunPlan) -> dict[str, Any]:
     """GiB a rank by component and the work of the whole run."""
-    dims, parallel = plan.dims, plan.config.parallel
-    memory = {**model_state(plan), "activations": saved_activation_bytes(plan) / 2**30}
-    on_host = {}
-    if parallel.offload:
-        moved = ("optimizer",) if parallel.strategy in ZERO else ("parameters", "gradients", "optimizer")
-        on_host = {name: memory.pop(name) for name in moved}
-    memory["total"] = sum(memory.values())
+    dims = plan.dims
+    memory, on_host = predict(plan)
     images = plan.steps * plan.batch.global_batch
     return {
         "provenance": "predicted",
@@ -127,7 +46,7 @@ def estimate(plan: RunPlan) -> dict[str, Any]:
         "epochs": images / plan.sampler.epoch_samples,
         "flops_per_image": plan.flops_per_image,
         "flops": plan.flops_per_image * images,
-        "checkpoint_gib": 3 * plan.parameters * _FP32 / 2**30,
+        "checkpoint_gib": 12 * plan.parameters / 2**30,
         "memory_gib": memory,
         "host_memory_gib": on_host,
         **deepspeed_section(plan),
