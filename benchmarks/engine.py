@@ -319,7 +319,7 @@ def checkpoint(args: argparse.Namespace, folder: Path) -> list[str]:
             1, "checkpoint", "--worker", "--shards", str(shards), "--folder", str(folder), "--repeats", str(args.repeats),
             "--batch", str(args.batch), *more, threads=len(os.sched_getaffinity(0)),
         )  # fmt: skip
-        steps = found["steps"][1:-1]  # the first is a warm-up, the last save is waited for
+        steps = found["steps"][1:]  # the first is a warm-up; a save counts in the step after it
         plain = [s for s, blocked, _ in steps if blocked < 1e-3]
         saving = [s for s, blocked, _ in steps if blocked >= 1e-3]
         blocked = statistics.median(b for _, b, _ in steps if b >= 1e-3)

@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 import warnings
+import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from frontier.train.storage import (
 )
 
 SCHEMA = 2
-_NAME = re.compile(r"step_(\d{8})$")
+_NAME = re.compile(r"step_(\d{8})")
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -45,13 +46,15 @@ def steps_in(folder: Path) -> list[int]:
     """Steps of all checkpoint folders by name, newest first, valid or not."""
     if not folder.is_dir():
         return []
-    return sorted((int(m[1]) for p in folder.iterdir() if (m := _NAME.search(p.name)) and p.is_dir()), reverse=True)
+    return sorted((int(m[1]) for p in folder.iterdir() if (m := _NAME.fullmatch(p.name)) and p.is_dir()), reverse=True)
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
     """The completeness record, its files checked to be there with their sizes. Raises CorruptCheckpoint."""
     try:
         record = json.loads((checkpoint / COMPLETE).read_text())
+        if record.pop("crc32") != _checksum(record):
+            raise CorruptCheckpoint(f"{checkpoint / COMPLETE} is damaged (crc32 differs)")
         files = record["files"]
         if record["schema"] != SCHEMA:
             raise CorruptCheckpoint(f"{checkpoint} has schema {record['schema']}, this version reads {SCHEMA}")
@@ -65,7 +68,14 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
         if actual != size:
             found = "is missing" if actual is None else f"has {actual} bytes"
             raise CorruptCheckpoint(f"{path} {found}, {size} were written")
+    if zlib.crc32((checkpoint / INDEX).read_bytes()) != record["index_crc32"]:
+        raise CorruptCheckpoint(f"{checkpoint / INDEX} is damaged (crc32 differs)")
     return record
+
+
+def _checksum(record: dict[str, Any]) -> int:
+    """Of a record as JSON holds it (tuples are lists there)."""
+    return zlib.crc32(json.dumps(json.loads(json.dumps(record)), sort_keys=True).encode())
 
 
 def _reason(error: BaseException) -> BaseException:
@@ -103,6 +113,7 @@ class Checkpoints:
         self.group = dist.new_group(range(writing), backend="gloo")
         self.writes = self.rank < writing
         self.last_step: int | None = None
+        self._damaged: set[int] = set()
         self._written: float | None = None
         self._error: UserError | None = None
         self._pending: Future | None = None
@@ -125,12 +136,14 @@ class Checkpoints:
 
         def commit() -> None:
             files = {p.name: p.stat().st_size for p in sorted(temporary.iterdir()) if p.name != COMPLETE}
-            write_json(temporary / COMPLETE, {**record, "files": files})
+            whole = {**record, "files": files, "index_crc32": zlib.crc32((temporary / INDEX).read_bytes())}
+            write_json(temporary / COMPLETE, {**whole, "crc32": _checksum(whole)})
             fsync_folder(temporary)
             if final.exists():  # a damaged one of the same step
                 os.replace(final, self.folder / f".old_{final.name}")
             os.replace(temporary, final)
             fsync_folder(self.folder)
+            self._damaged.discard(step)
             self._drop_old()
 
         def write(held: dict[str, Share]) -> None:
@@ -201,7 +214,8 @@ class Checkpoints:
             )
 
     def _drop_old(self) -> None:
-        steps = steps_in(self.folder)
+        # Damaged ones are no checkpoints: they must not take the places of good ones.
+        steps = [step for step in steps_in(self.folder) if step not in self._damaged]
         for step in steps[self.keep :]:
             if self.keep_every and step % self.keep_every == 0:
                 continue
@@ -238,12 +252,14 @@ class Checkpoints:
             record, tensors = found
             if tensors is None:
                 passed_over.append(record)
+                self._damaged.add(step)
                 continue
             check(record)
             try:
                 self._agree(self._load(state, Reader(folder, tensors)))
             except UserError as error:
                 passed_over.append(str(error))
+                self._damaged.add(step)
                 continue
             self.last_step = step
             return record, passed_over

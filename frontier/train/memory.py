@@ -200,6 +200,9 @@ def predict(plan: RunPlan) -> tuple[dict[str, float], dict[str, float]]:
         moved = ("optimizer",) if parallel.strategy in ZERO else ("parameters", "gradients", "optimizer")
         on_host = {name: memory.pop(name) / 2**30 for name in moved}
     gradients = memory.get("gradients", 0.0)
+    if plan.dims.replicate * plan.dims.shard == 1:
+        # One unit: its gradients are reduced at the end, when no activations are left.
+        gradients += memory["buffers"]
     others = sum(memory.values()) - gradients - memory["activations"]
     if plan.batch.accumulation > 1:
         growing = gradients + memory["activations"]

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from frontier.errors import RankError
+
 SCHEMA = 1
 
 PEAK_BF16_TFLOPS = {
@@ -121,10 +123,19 @@ class MetricsLog:
                 temporary = path.with_suffix(".tmp")
                 temporary.write_text("".join(line + "\n" for line in kept))
                 os.replace(temporary, path)
-        self._file = open(path, "a", buffering=1)
+        self._file = open(path, "ab", buffering=0)  # a killed process loses no row; nothing is left to write at the end
 
     def write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"schema": SCHEMA, **row}) + "\n")
+        """Raises RankError where the disk takes no more."""
+        data = (json.dumps({"schema": SCHEMA, **row}) + "\n").encode()
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            raise RankError(
+                f"rank 0: {self._file.name}: step {row['step']} could not be written ({error.strerror}): free some disk space "
+                "and start again to go on from the newest checkpoint"
+            ) from None
 
     def close(self) -> None:
         self._file.close()

@@ -197,7 +197,7 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device) -> int:
         config.data.workers,
     )
     comparison = RankComparison(run_dir, ranks, device, config.log.ranks_every)
-    stopped = False
+    stopped, held = False, 0.0
     try:
         batches = loader.batches(step)
         before = time.perf_counter()
@@ -211,10 +211,7 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device) -> int:
             if why:
                 console.say(f"step {step} skipped: {why}")
             stopped = result.stop
-            saved_at = time.perf_counter()
-            if saving.every_steps and step % saving.every_steps == 0 and step < plan.steps and not stopped:
-                checkpoints.save(step, stepper.engine.state(), _record(plan, ranks, step, guard))
-            result.parts["checkpoint_s"] = time.perf_counter() - saved_at
+            result.parts["checkpoint_s"] = held
             for line in comparison.step(step, result.parts["data_s"]):
                 console.say(line)
             now = time.perf_counter()
@@ -224,6 +221,11 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device) -> int:
                 log.write(row)
                 console.step(row)
             before = now
+            # After the row: a checkpoint without the row of its step would leave a gap that no later start fills. What the save
+            # holds training up counts in the next step's row.
+            if saving.every_steps and step % saving.every_steps == 0 and step < plan.steps and not stopped:
+                checkpoints.save(step, stepper.engine.state(), _record(plan, ranks, step, guard))
+            held = time.perf_counter() - now
         if checkpoints.last_step != step:
             checkpoints.save(step, stepper.engine.state(), _record(plan, ranks, step, guard))
         checkpoints.wait()

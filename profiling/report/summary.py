@@ -16,7 +16,7 @@ import numpy as np
 from frontier_profiling.report.read import Run
 from frontier_profiling.report.wording import plural
 
-PARTS = ("data", "forward", "backward", "optimizer", "other")
+PARTS = ("data", "forward", "backward", "optimizer", "checkpoint", "other")
 FAMILY_NAMES = {"mae": "MAE", "scale_alibi": "Scale-ALiBi", "gpna": "GPNA"}
 WARMUP_LINES = 5
 FINAL_SHARE, FINAL_MOST = 0.05, 50

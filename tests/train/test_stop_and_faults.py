@@ -194,7 +194,7 @@ def test_metrics_lines_are_complete(finished: Path) -> None:
     for row in read_jsonl(finished / "run/metrics.jsonl"):
         for key in ("schema", "step", "epoch", "samples", "loss", "lr", "grad_norm", "images_per_s", "step_s", "mfu"):
             assert key in row
-        parts = sum(row[k] for k in ("data_s", "forward_s", "backward_s", "optimizer_s", "other_s"))
+        parts = sum(row[k] for k in ("data_s", "forward_s", "backward_s", "optimizer_s", "checkpoint_s", "other_s"))
         assert parts == pytest.approx(row["step_s"], rel=0.05)
         assert row["mfu"] is None  # no peak is known for a CPU
 
