@@ -76,7 +76,7 @@ def toy_config(run_dir: Path, shards: Path) -> dict:
         "model": {"family": "mae", "preset": "vit_debug"},
         "data": {"shards": str(shards), "augment": {"symmetries": True, "crop_scale": [0.4, 1.0]}},
         "parallel": {"timeout_s": 60},
-        "train": {"steps": 50, "global_batch": 32, "base_lr": 4e-3, "warmup_steps": 5, "clip_norm": 0.5},
+        "train": {"steps": 50, "global_batch": 32, "base_lr": 4e-3, "warmup_steps": 5, "clip_norm": 0.2},
         "log": {"progress": "lines", "every_steps": 50},
     }
 

@@ -51,7 +51,13 @@ def rows(steps: int, restarts: tuple[int, ...], seed: int, skipped_at: tuple[int
     for step in range(1, steps + 1):
         index = sum(step > at for at in restarts)
         seconds = 0.5 + 0.1 * random.random()
-        parts = {"data_s": 0.02, "forward_s": 0.3 * seconds, "backward_s": 0.5 * seconds, "optimizer_s": 0.03, "checkpoint_s": 0.0}
+        parts = {
+            "data_s": 0.02,
+            "forward_s": 0.3 * seconds,
+            "backward_s": 0.5 * seconds,
+            "optimizer_s": 0.03,
+            "checkpoint_s": 0.0,
+        }
         out.append(
             {
                 "schema": 1,
