@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from tests.faults.kills import NAME as KILLS
 from tests.faults.kills import random_kills
 from tests.faults.lab import Lab, Row, settings
 from tests.faults.scenarios import ALL, KNOWN, SPIKE
@@ -47,18 +49,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--kills", type=int, default=100, help="random kills in a row (default: 100; 0 leaves them out)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of moments, victims and damage (default: 0)")
-    parser.add_argument(
-        "--only", metavar="WORDS", help="scenarios whose name holds WORDS ('kills': the kills in a row)"
-    )
+    parser.add_argument("--only", action="append", metavar="WORDS", help="scenarios whose name holds WORDS; repeatable")
     parser.add_argument("--strategy", default="full_shard")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="scratch; kept (default: a temporary one, removed)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
     args = parser.parse_args(argv)
-    chosen = [s for s in ALL if not args.only or args.only in s.name]
-    kills = args.kills if not args.only or args.only in "random kills in a row" else 0
+
+    def wanted(name: str) -> bool:
+        return not args.only or any(words in name for words in args.only)
+
+    chosen = [s for s in ALL if wanted(s.name)]
+    kills = args.kills if wanted(KILLS) else 0
     if not chosen and not kills:
-        parser.error(f"no scenario holds '{args.only}': {', '.join(s.name for s in ALL)}")
+        parser.error(f"no scenario holds {' or '.join(args.only)}: {', '.join([*(s.name for s in ALL), KILLS])}")
+    # Asked to end, it still ends what it started and unmounts what it mounted.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     began = time.monotonic()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary:

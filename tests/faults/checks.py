@@ -59,6 +59,8 @@ def readable(folder: Path) -> str | None:
         read_tensors(folder, "")
     except CorruptCheckpoint as error:
         return str(error)
+    except Exception as error:  # it is damaged all the same; the start that meets it tells how it is taken
+        return f"{folder}: {type(error).__name__}: {error}"
     return None
 
 

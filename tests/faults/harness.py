@@ -57,6 +57,7 @@ class Run:
     dir: Path
     ranks: int
     overrides: tuple[str, ...] = ()
+    starts: int = 0
 
     @property
     def metrics(self) -> Path:
@@ -87,7 +88,9 @@ class Attempt:
         if run.ranks > 1:
             command += ["--ranks", str(run.ranks)]
         run.dir.parent.mkdir(parents=True, exist_ok=True)
-        self._logs = [open(run.dir.parent / f"{run.dir.name}.{name}", "w+") for name in ("out", "err")]
+        run.starts += 1
+        logs = [run.dir.parent / f"{run.dir.name}.{run.starts}.{name}" for name in ("out", "err")]
+        self._logs = [open(path, "w+") for path in logs]
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
