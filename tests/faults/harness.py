@@ -83,6 +83,7 @@ class Attempt:
         self.run = run
         self.ranks = run.ranks
         self.injected: list[str] = []
+        self._pids: list[int] = []
         self.started = self.hurt_at = time.monotonic()
         command = [sys.executable, "-m", "frontier", "pretrain", str(run.config), f"run.dir={run.dir}", *overrides]
         if run.ranks > 1:
@@ -133,6 +134,8 @@ class Attempt:
         """Process ids by rank, as soon as all ranks have been started; the launcher itself where there is one rank."""
         if self.ranks == 1:
             return [self.launcher]
+        if self._pids:
+            return self._pids
         deadline = time.monotonic() + timeout_s
         while True:
             found: dict[int, int] = {}
@@ -141,7 +144,8 @@ class Attempt:
                 if rank is not None:
                     found[int(rank)] = pid
             if len(found) == self.ranks:
-                return [found[r] for r in range(self.ranks)]
+                self._pids = [found[r] for r in range(self.ranks)]
+                return self._pids
             self._still_there(deadline, "its ranks to start")
 
     # -- moments

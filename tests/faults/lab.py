@@ -179,11 +179,11 @@ class Scene:
         row.message = self._short(checks.message(outcome, words))
         row.problems += checks.check_outcome(outcome, scenario.codes, words, scenario.bound_s)
         row.problems += checks.check_folder(self.run, self.damaged)
-        for undo in self.undo:
-            undo()
         if callable(scenario.then):
             row.problems += scenario.then(self)
-        elif outcome.code in scenario.codes or scenario.then == "resume":
+        for undo in self.undo:
+            undo()
+        if not callable(scenario.then) and (outcome.code in scenario.codes or scenario.then == "resume"):
             row.problems += self._bring_to_end(row, outcome)
         row.difference = self.difference
         row.resumed = checks.resumes(self.run)
