@@ -109,30 +109,24 @@ def build_step(variant: Variant, setup: Setup) -> Callable[[], torch.Tensor]:
 
 
 def _our_step(variant: Variant, setup: Setup, images: torch.Tensor, noise: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """The engine's own module (FSDP2 at world size 1, float32 master weights), clipping and optimizer."""
+    """The trainer's own engine (FSDP2 at world size 1, float32 master weights)."""
     from frontier.config.schema import ParallelConfig, TrainConfig
     from frontier.launch.mesh import ParallelDims
-    from frontier.parallel.apply import parallelise, scale_gradients, total_norm
-    from frontier.train.optimizer import build_adamw, set_lr
+    from frontier.parallel.engine import TorchEngine
 
     parallel = ParallelConfig.model_validate(
         {"strategy": "no_shard", "precision": variant.mode, "compile": variant.compiled}
     )
+    train = TrainConfig.model_validate({"steps": 1, "global_batch": setup.batch, "clip_norm": 1.0})
     with torch.device("meta"):
         meta = MAE(setup.config)
     dims = ParallelDims.from_strategy("no_shard", 1)
-    module = parallelise(meta, parallel, dims, torch.device(setup.device), seed=0)
-    optimizer = build_adamw(module, TrainConfig.model_validate({"steps": 1, "global_batch": setup.batch}))
-    set_lr(optimizer, 1e-4)
+    engine = TorchEngine(meta, parallel, train, dims, torch.device(setup.device), seed=0)
 
     def step() -> torch.Tensor:
-        loss = module(images, noise)["loss"]
-        loss.backward()
-        norm = total_norm(module)
-        if float(norm) > 1.0:
-            scale_gradients(module, 1.0 / (norm + 1e-6))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        loss = engine.forward({"images": images, "noise": noise}, last=True)["loss"]
+        engine.backward(loss, times=1)
+        engine.update(loss.detach().reshape(1), 1e-4, float("inf"), float("inf"))
         return loss
 
     return step

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+ZERO = ("zero_1", "zero_2", "zero_3")
 STRATEGIES = ("ddp", "no_shard", "shard_grad_op", "full_shard")
 STRATEGY_HELP = f"{', '.join(STRATEGIES)} or hybrid_<k> (hybrid_8: shards inside groups of 8 consecutive ranks)"
 
@@ -66,10 +67,19 @@ class DataConfig(Section):
 
 class ParallelConfig(Section):
     strategy: str = "full_shard"
+    tensor: int = Field(1, ge=1)
+    """Ranks that compute each block together, composed with any FSDP strategy."""
+    sequence_parallel: bool = True
+    """Ranks of a tensor group hold different samples between the blocks; false: the same ones."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    activation_checkpointing: Literal["none", "full"] = "none"
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """full: a block's backward pass recomputes it; selective: all but its matrix products and attention."""
     compile: bool = False
     """torch.compile of every block."""
+    prefetch: int = Field(1, ge=0, le=8)
+    """Units whose weights are gathered ahead of their use: at most 1 + prefetch are whole at a time."""
+    offload: bool = False
+    """Between uses, keep on the host: parameters, gradients and optimizer state (FSDP), optimizer state (ZeRO)."""
     timeout_s: int = Field(600, gt=0)
     """Of a collective: how long a dead rank can hold the others."""
 
@@ -79,6 +89,21 @@ class ParallelConfig(Section):
         if value not in STRATEGIES and not re.fullmatch(r"hybrid_[1-9]\d*", value):
             raise ValueError(f"'{value}' is no strategy: choose {STRATEGY_HELP}")
         return value
+
+    @model_validator(mode="after")
+    def _together(self) -> ParallelConfig:
+        strategy, zero = self.strategy, self.strategy in ZERO
+        if self.tensor > 1 and (zero or strategy == "ddp"):
+            other = "no_shard" if strategy == "ddp" else "full_shard or hybrid_<k>"
+            raise ValueError(f"parallel.tensor does not compose with strategy {strategy}: use {other}")
+        if self.offload and strategy == "ddp":
+            raise ValueError("parallel.offload is not possible under strategy ddp: use no_shard")
+        if self.compile and zero:
+            raise ValueError("parallel.compile is not supported by DeepSpeed's hooks: use full_shard or hybrid_<k>")
+        sharded = strategy == "full_shard" or strategy.startswith("hybrid")
+        if self.prefetch != 1 and not sharded:
+            raise ValueError(f"parallel.prefetch has no effect under strategy {strategy}: leave it out")
+        return self
 
 
 class TrainConfig(Section):
@@ -98,8 +123,10 @@ class TrainConfig(Section):
     """Not on biases, norms and tokens."""
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float | None = Field(None, gt=0)
+    spike_factor: float | None = Field(10.0, gt=1)
+    """Skip a step whose gradient norm or loss exceeds this many times its median over the last 64 updates."""
     max_skipped: int = Field(20, ge=0)
-    """Consecutive steps with a non-finite gradient before the run stops."""
+    """Consecutive skipped steps before the run stops."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -123,11 +150,15 @@ class CheckpointConfig(Section):
     """Checkpoints at multiples of this step stay as well."""
     async_save: bool = True
     """Write in the background while training goes on."""
+    writers: int = Field(64, gt=0)
+    """Ranks that write, one file each, as long as the copies of the model allow; the parts of one copy are always written."""
 
 
 class LogConfig(Section):
     every_steps: int = Field(10, gt=0)
     """Steps between log lines on the terminal; metrics.jsonl has every step."""
+    ranks_every: int = Field(100, gt=0)
+    """Steps between comparisons of the ranks (ranks.jsonl): who computes or reads slower than the others."""
     progress: Literal["auto", "bar", "lines", "none"] = "auto"
     """auto: a bar on a terminal, lines elsewhere."""
 

@@ -4,7 +4,8 @@ The samples form a circle that is cut, each epoch at another place, into blocks 
 all epochs, shuffled inside their epoch, form one endless stream. A window of W global batches is made of the next
 W*G/B whole blocks (G = global batch), and every block gives B/W of its samples to each batch of its window. A rank owns
 consecutive blocks of a window, so it reads only its own blocks, once, in order, while the composition of a batch does
-not depend on the number of ranks. Position in the stream is the step number alone: nothing to save, nothing to restore.
+not depend on the number of ranks. Position in the stream is the step number alone: nothing to save, nothing to restore. The
+shuffle is a formula, not a table: a rank's memory for it depends neither on the data nor on the number of ranks.
 """
 
 from __future__ import annotations
@@ -51,10 +52,36 @@ class Block:
 
 
 @lru_cache(maxsize=4)
-def _epoch(seed: int, epoch: int, samples: int, blocks: int) -> tuple[int, np.ndarray]:
-    """Where the circle is cut in this epoch, and the order of its blocks."""
+def _epoch(seed: int, epoch: int, samples: int) -> tuple[int, np.ndarray]:
+    """Where the circle is cut in this epoch, and the keys of the order of its blocks."""
     random = _generator(seed, 1, epoch)
-    return int(random.integers(samples)), random.permutation(blocks)
+    return int(random.integers(samples)), random.integers(2**64, size=_ROUNDS, dtype=np.uint64)
+
+
+_ROUNDS = 6
+
+
+def shuffled(positions: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
+    """Where a shuffle of 0 ... n - 1 puts `positions`, without making the shuffle: constant memory for any n.
+
+    A Feistel network over the smallest even number of bits that holds n, walked on until the value is below n: a bijection for
+    any round function (Luby and Rackoff 1988; cycle walking: Black and Rogaway 2002). The round function is the
+    finaliser of SplitMix64.
+    """
+    half = np.uint64((max(2, (n - 1).bit_length()) + 1) // 2)
+    low = (np.uint64(1) << half) - np.uint64(1)
+    result = positions.astype(np.uint64)
+    outside = np.ones(len(result), bool)
+    while outside.any():
+        left, right = result[outside] >> half, result[outside] & low
+        for key in keys:
+            x = right + key
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            left, right = right, left ^ ((x ^ (x >> np.uint64(31))) & low)
+        result[outside] = (left << half) | right
+        outside = result >= n
+    return result.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -131,16 +158,19 @@ class Sampler:
         """The blocks of a window that a rank owns, in stream order."""
         own = self.blocks_per_window // ranks
         first = window * self.blocks_per_window + rank * own
+        epochs, places = np.divmod(np.arange(first, first + own), self.blocks_per_epoch)
         result: list[Block] = []
-        for position in range(first, first + own):
-            epoch, place = divmod(position, self.blocks_per_epoch)
-            cut, order = _epoch(self.seed, epoch, self.samples, self.blocks_per_epoch)
-            index = int(order[place])
-            start = (cut + index * self.block) % self.samples
-            inner = _generator(self.seed, 2, epoch, index).permutation(self.block)
-            members = np.stack([np.full_like(inner, epoch), (start + inner) % self.samples], axis=1)
-            result.append(Block(epoch, start, inner, members))
+        for epoch in (int(e) for e in np.unique(epochs)):
+            cut, keys = _epoch(self.seed, epoch, self.samples)
+            indices = shuffled(places[epochs == epoch], self.blocks_per_epoch, keys)
+            result += (self._block(epoch, cut, int(index)) for index in indices)
         return result
+
+    def _block(self, epoch: int, cut: int, index: int) -> Block:
+        start = (cut + index * self.block) % self.samples
+        inner = _generator(self.seed, 2, epoch, index).permutation(self.block)
+        members = np.stack([np.full_like(inner, epoch), (start + inner) % self.samples], axis=1)
+        return Block(epoch, start, inner, members)
 
     def turn(self, step: int) -> slice:
         """Where in each block's order the samples of a step lie."""

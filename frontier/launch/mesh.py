@@ -1,4 +1,4 @@
-"""One object owns the topology: replicate x shard, in consecutive ranks, and every sum that follows from it."""
+"""One object owns the topology, replicate x shard x tensor, and every sum that follows from it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
+WHOLE_MODEL = ("ddp", "no_shard")
+FULLY_SHARDED = ("shard_grad_op", "full_shard", "zero_1", "zero_2", "zero_3")
+
+
 def divisors(n: int) -> list[int]:
     """All divisors of n, ascending."""
     return [d for d in range(1, n + 1) if n % d == 0]
@@ -19,67 +23,105 @@ def divisors(n: int) -> list[int]:
 
 @dataclass(frozen=True)
 class ParallelDims:
-    """Degrees of the mesh. Rank = replicate_index * shard + shard_index: shard groups are consecutive ranks.
+    """Degrees of the mesh. Rank = (replicate_index * shard + shard_index) * tensor + tensor_index.
+
+    So tensor groups are consecutive ranks (inside a node), shard groups lie next, replicas are farthest apart.
 
     Attributes:
         strategy: the word of the config.
         replicate: copies of the sharded model (gradients are all-reduced across them).
-        shard: ranks that share one copy.
-        world_size: replicate x shard.
+        shard: ranks among which parameters, gradients and optimizer state are cut.
+        tensor: ranks that compute one block together (`frontier.parallel.tensor`).
+        world_size: replicate x shard x tensor.
+        sequence_parallel: the ranks of a tensor group hold different samples between the blocks.
     """
 
     strategy: str
     replicate: int
     shard: int
     world_size: int
+    tensor: int = 1
+    sequence_parallel: bool = True
 
     def __post_init__(self) -> None:
-        if self.replicate * self.shard != self.world_size:
+        if self.replicate * self.shard * self.tensor != self.world_size:
             raise UserError(
-                f"mesh replicate {self.replicate} x shard {self.shard} is not the world of {self.world_size} ranks: "
-                "change parallel.strategy or the number of ranks"
+                f"mesh replicate {self.replicate} x shard {self.shard} x tensor {self.tensor} is not the world of "
+                f"{self.world_size} ranks: change parallel.strategy, parallel.tensor or the number of ranks"
             )
 
     @classmethod
-    def from_strategy(cls, strategy: str, world_size: int) -> ParallelDims:
-        """Degrees of a strategy word on `world_size` ranks.
+    def from_strategy(
+        cls, strategy: str, world_size: int, tensor: int = 1, sequence_parallel: bool = True
+    ) -> ParallelDims:
+        """Degrees of a strategy word on `world_size` ranks, `tensor` of which work together on each block.
 
         Raises:
-            UserError: hybrid_k whose k does not divide the world; names the ones that do.
+            UserError: a tensor degree or a hybrid_k that does not divide the ranks; names the ones that do.
         """
-        if strategy in ("ddp", "no_shard"):
-            return cls(strategy, world_size, 1, world_size)
-        if strategy in ("shard_grad_op", "full_shard"):
-            return cls(strategy, 1, world_size, world_size)
+        if world_size % tensor:
+            raise UserError(
+                f"parallel.tensor={tensor} does not divide {world_size} ranks: choose among "
+                f"{', '.join(map(str, divisors(world_size)))}"
+            )
+        ranks = world_size // tensor
+        if strategy in WHOLE_MODEL:
+            return cls(strategy, ranks, 1, world_size, tensor, sequence_parallel)
+        if strategy in FULLY_SHARDED:
+            return cls(strategy, 1, ranks, world_size, tensor, sequence_parallel)
         match = re.fullmatch(r"hybrid_([1-9]\d*)", strategy)
         if not match:
             raise UserError(f"parallel.strategy '{strategy}' is unknown: see jobs/configs for examples")
         k = int(match[1])
-        if world_size % k:
-            words = ", ".join(f"hybrid_{d}" for d in divisors(world_size))
-            raise UserError(f"parallel.strategy {strategy} does not fit {world_size} ranks: choose among {words}")
-        return cls(strategy, world_size // k, k, world_size)
+        if ranks % k:
+            words = ", ".join(f"hybrid_{d}" for d in divisors(ranks))
+            beside = f" / tensor {tensor} = {ranks}" if tensor > 1 else ""
+            raise UserError(
+                f"parallel.strategy {strategy} does not fit {world_size}{beside} ranks: choose among {words}"
+            )
+        return cls(strategy, ranks // k, k, world_size, tensor, sequence_parallel)
 
     @property
     def data_ranks(self) -> int:
-        """Ranks that see different samples."""
-        return self.replicate * self.shard
+        """Ranks that load different samples: all of them, or one a tensor group without sequence parallelism."""
+        return self.world_size if self.sequence_parallel else self.replicate * self.shard
+
+    def data_rank(self, rank: int) -> int:
+        """Which of the `data_ranks` shares of the batch belongs to `rank`."""
+        return rank if self.sequence_parallel else rank // self.tensor
+
+    def replica(self, rank: int) -> int:
+        """Which copy of the model `rank` holds a part of."""
+        return rank // (self.shard * self.tensor)
 
     @property
     def reshard_after_forward(self) -> bool:
         """Whether full weights are dropped between forward and backward (FULL_SHARD and HYBRID_k, not ZeRO-2)."""
         return self.strategy not in ("shard_grad_op", "no_shard", "ddp") and self.shard > 1
 
-    def mesh(self, device_type: str) -> DeviceMesh:
-        """A 1-D mesh ("shard") when nothing is replicated, else the 2-D mesh ("replicate", "shard")."""
+    def meshes(self, device_type: str) -> tuple[DeviceMesh, DeviceMesh | None]:
+        """(mesh of FSDP, mesh of the tensor group or None). FSDP's is 1-D ("shard") when nothing is replicated, else the
+        2-D ("replicate", "shard"); both are slices of one mesh.
+        """
         from torch.distributed.device_mesh import init_device_mesh
 
+        degrees = {"replicate": self.replicate, "shard": self.shard, "tensor": self.tensor}
         if self.replicate == 1:
-            return init_device_mesh(device_type, (self.shard,), mesh_dim_names=("shard",))
-        return init_device_mesh(device_type, (self.replicate, self.shard), mesh_dim_names=("replicate", "shard"))
+            del degrees["replicate"]
+        if self.tensor == 1:
+            del degrees["tensor"]
+        whole = init_device_mesh(device_type, tuple(degrees.values()), mesh_dim_names=tuple(degrees))
+        data = tuple(name for name in degrees if name != "tensor")
+        if self.tensor == 1:
+            return whole, None
+        return whole[data if len(data) > 1 else data[0]], whole["tensor"]
+
+    def process_groups(self) -> int:
+        """Groups that one rank is in: the world, its axes of degree above 1, and the writers of checkpoints."""
+        return 2 + sum(degree > 1 for degree in (self.replicate, self.shard, self.tensor))
 
     def as_dict(self) -> dict[str, int]:
-        return {"replicate": self.replicate, "shard": self.shard}
+        return {"replicate": self.replicate, "shard": self.shard, "tensor": self.tensor}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from torch.distributed import distributed_c10d
 from frontier.errors import TransientError
 from frontier.launch.ranks import Ranks, rendezvous
 
-_BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl", "cpu": "gloo"}
+# No gloo for the world where there is an accelerator: it connects every rank with every other.
+_BACKENDS = {"cuda": "nccl", "xpu": "xccl", "cpu": "gloo"}
 
 
 def choose_device(ranks: Ranks) -> torch.device:

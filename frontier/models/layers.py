@@ -5,6 +5,8 @@ shard them (`qkv`, `fc1`, `gate` by output, `proj`, `fc2` by input): the rows of
 head_dim], so a slice of its output holds whole heads.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,12 +16,28 @@ from frontier.models.linear import Linear
 from frontier.models.presets import MLPKind
 
 
+@dataclass(frozen=True)
+class TensorPlan:
+    """How a module is split over the ranks of a tensor group (`frontier.parallel.tensor`).
+
+    Attributes:
+        column: names of its linear layers that are cut by output features; they see the module's input.
+        row: those cut by input features; they make its output.
+        counts: what must divide by the number of ranks, by name.
+    """
+
+    column: tuple[str, ...]
+    row: tuple[str, ...]
+    counts: dict[str, int]
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection for queries, keys and values."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.head_dim = width // heads
+        self.tensor_plan = TensorPlan(("qkv",), ("proj",), {"heads": heads})
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
 
@@ -34,6 +52,7 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, kind: MLPKind = "plain") -> None:
         super().__init__()
+        self.tensor_plan = TensorPlan(("fc1", "gate"), ("fc2",), {"hidden units": hidden})
         self.fc1 = Linear(width, hidden)
         self.gate = Linear(width, hidden) if kind == "gated" else None
         self.fc2 = Linear(hidden, width)

@@ -69,16 +69,17 @@ class OneDNNLinear(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear`, through oneDNN for plain float32 and bf16 tensors on a CPU with AVX-512."""
+    plain = type(x) is Tensor and type(weight) in (Tensor, nn.Parameter)  # no sharded or fake tensors
+    fits = x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.bfloat16)
+    if HAS_ONEDNN and plain and fits and not torch.is_autocast_enabled("cpu"):
+        return OneDNNLinear.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
 class Linear(nn.Linear):
-    """`nn.Linear`, through oneDNN for plain float32 and bf16 tensors on a CPU with AVX-512."""
+    """`nn.Linear` through `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._onednn_takes(x):
-            return OneDNNLinear.apply(x, self.weight, self.bias)
-        return F.linear(x, self.weight, self.bias)
-
-    def _onednn_takes(self, x: Tensor) -> bool:
-        weight = self.weight
-        plain = type(x) is Tensor and type(weight) in (Tensor, nn.Parameter)  # no sharded or fake tensors
-        fits = x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.bfloat16)
-        return HAS_ONEDNN and plain and fits and not torch.is_autocast_enabled("cpu")
+        return linear(x, self.weight, self.bias)

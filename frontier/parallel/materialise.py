@@ -16,13 +16,17 @@ def local_piece(full: torch.Tensor, like: DTensor) -> torch.Tensor:
     return full[tuple(slice(o, o + s) for o, s in zip(offset, shape, strict=True))]
 
 
-def materialise(module: nn.Module, device: torch.device, seed: int) -> None:
-    """Allocate `module` (on meta, sharded or not) on `device` and fill it with the weights of `seed`.
+def materialise(module: nn.Module, device: torch.device, home: torch.device, seed: int) -> None:
+    """Allocate `module` (on meta, sharded or not) and fill it with the weights of `seed`: parameters on `home`, buffers on
+    `device`.
 
     One whole parameter is held at a time, in host memory; each comes from its own generator, so the weights do not
     depend on the number of ranks or the order of parameters.
     """
-    module.to_empty(device=device)
+    module.to_empty(device=home)
+    for owner in module.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            owner._buffers[name] = torch.empty_like(buffer, device=device)
     with torch.no_grad():
         for prefix, owner in module.named_modules():
             for name, parameter in owner.named_parameters(recurse=False):

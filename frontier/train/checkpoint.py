@@ -8,17 +8,19 @@ import os
 import re
 import shutil
 import time
-from concurrent.futures import Future
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from frontier.errors import UserError
+from frontier.parallel.shares import LoadPlanner, SavePlanner, Share
 from frontier.train.storage import (
     COMPLETE,
     INDEX,
@@ -26,11 +28,12 @@ from frontier.train.storage import (
     Reader,
     Writer,
     fsync_folder,
+    read_index,
     read_tensors,
     write_json,
 )
 
-SCHEMA = 1
+SCHEMA = 2
 _NAME = re.compile(r"step_(\d{8})$")
 
 
@@ -65,11 +68,6 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
     return record
 
 
-def global_bytes(state: dict[str, Tensor]) -> int:
-    """Bytes of a checkpoint: every tensor once, whatever its sharding."""
-    return sum(t.numel() * t.element_size() for t in state.values())
-
-
 def _reason(error: BaseException) -> BaseException:
     """The first failure inside a CheckpointException of torch.distributed.checkpoint."""
     if isinstance(error, CheckpointException) and error.failures:
@@ -77,39 +75,47 @@ def _reason(error: BaseException) -> BaseException:
     return error
 
 
+def writing_ranks(writers: int, replicate: int, copy: int) -> int:
+    """How many of the first ranks write: whole copies of the model (`copy` ranks each), at least one, up to `writers`."""
+    return min(replicate, max(1, writers // copy)) * copy
+
+
 class Checkpoints:
-    """Saves and finds the checkpoints of a run. Every method with a process group is collective.
+    """Saves and finds the checkpoints of a run. `save`, `wait` and `restore` are collective over all ranks.
+
+    Ranks beyond the first `writing` hold copies of what those write and take no part in writing.
 
     Args:
         folder: RUN/checkpoints.
         keep: newest complete ones that stay; keep_every: multiples of this step stay as well.
         async_save: copy the state, then write it in the background.
-        group: a gloo group of all ranks, used only here, so that background writing never meets training's collectives.
+        writing: number of ranks that write, counted from rank 0.
+        device: of the default process group's collectives.
     """
 
     def __init__(
-        self, folder: Path, keep: int, keep_every: int | None, async_save: bool, group: dist.ProcessGroup
+        self, folder: Path, keep: int, keep_every: int | None, async_save: bool, writing: int, device: torch.device
     ) -> None:
-        self.folder, self.keep, self.keep_every, self.async_save, self.group = (
-            folder,
-            keep,
-            keep_every,
-            async_save,
-            group,
-        )
+        self.folder, self.keep, self.keep_every, self.async_save = folder, keep, keep_every, async_save
+        self.device = device
         self.rank = dist.get_rank()
-        self._pending: tuple[int, Future] | None = None
+        # Used only for writing, so that background saves never meet training's collectives.
+        self.group = dist.new_group(range(writing), backend="gloo")
+        self.writes = self.rank < writing
         self.last_step: int | None = None
+        self._error: UserError | None = None
+        self._pending: Future | None = None
+        self._thread = ThreadPoolExecutor(1, "checkpoint-writer")
         if self.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             for stale in folder.glob(".*"):
                 shutil.rmtree(stale, ignore_errors=True)
 
-    def save(self, step: int, state: dict[str, Tensor], record: dict[str, Any]) -> None:
+    def save(self, step: int, state: dict[str, Share], record: dict[str, Any]) -> None:
         """Save `state` as the checkpoint of `step`; with async_save returns once the state is copied.
 
         Raises:
-            UserError: the disk has no room for it; older checkpoints stay as they are.
+            UserError: the disk has no room for it, or an earlier save failed; older checkpoints stay as they are.
         """
         self.wait()
         self._check_space(state, step)
@@ -126,34 +132,44 @@ class Checkpoints:
             fsync_folder(self.folder)
             self._drop_old()
 
-        writer = Writer(temporary, self.rank, commit)
-        if self.async_save:
-            pending = dcp.async_save(state, storage_writer=writer, process_group=self.group)
-            assert isinstance(pending, Future)
-            self._pending = (step, pending)
-        else:
+        def write(held: dict[str, Share]) -> None:
             try:
-                dcp.save(state, storage_writer=writer, process_group=self.group)
+                writer = Writer(temporary, self.rank, commit)
+                dcp.save(held, storage_writer=writer, planner=SavePlanner(), process_group=self.group)
             except (CheckpointException, OSError) as error:
-                raise self._explain(step, error) from None
-            self.last_step = step
+                self._error = self._explain(step, error)
 
-    def poll(self) -> None:
-        """Take notice of a background save that has ended; raises what it raised."""
-        if self._pending is not None and self._pending[1].done():
+        self.last_step = step
+        if self.writes:
+            held = {name: share.staged() for name, share in state.items()} if self.async_save else state
+            self._pending = self._thread.submit(write, held)
+        if not self.async_save:
             self.wait()
 
+    def failed(self) -> bool:
+        """Whether a background save of this rank is known to have failed; `wait` then raises on all ranks."""
+        return self._error is not None
+
     def wait(self) -> None:
-        """Until the background save, if any, is committed."""
-        if self._pending is None:
-            return
-        step, pending = self._pending
-        self._pending = None
-        try:
-            pending.result()
-        except (CheckpointException, OSError) as error:
-            raise self._explain(step, error) from None
-        self.last_step = step
+        """Until the background save, if any, is committed. All ranks learn of a failure.
+
+        Raises:
+            UserError: it failed on some rank.
+        """
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+        if self.last_step is not None:
+            self._agree(self._error)
+
+    def _agree(self, error: Exception | None) -> None:
+        """Raise everywhere, with the words of the first rank that has any, what a rank has met."""
+        told: list[Any] = [None] * dist.get_world_size()
+        flag = torch.tensor(float(error is not None), device=self.device)
+        dist.all_reduce(flag)
+        if flag.item():
+            dist.all_gather_object(told, None if error is None else str(error))
+            raise UserError(next(words for words in told if words is not None))
 
     def _explain(self, step: int, error: BaseException) -> UserError:
         cause = _reason(error)
@@ -166,10 +182,10 @@ class Checkpoints:
             )
         return UserError(f"the checkpoint of step {step} could not be written to {self.folder}: {cause}")
 
-    def _check_space(self, state: dict[str, Tensor], step: int) -> None:
-        need = global_bytes(state)
+    def _check_space(self, state: dict[str, Share], step: int) -> None:
+        need = sum(share.nbytes() for share in state.values())
         free = [shutil.disk_usage(self.folder).free if self.rank == 0 else 0]
-        dist.broadcast_object_list(free, src=0, group=self.group)
+        dist.broadcast_object_list(free, src=0)
         if need > free[0]:
             raise UserError(
                 f"not enough disk for the checkpoint of step {step}: {need / 2**30:.2f} GiB needed, {free[0] / 2**30:.2f} GiB "
@@ -187,8 +203,8 @@ class Checkpoints:
         for doomed in self.folder.glob(".old_*"):
             shutil.rmtree(doomed, ignore_errors=True)
 
-    def restore(self, state: dict[str, Tensor], check: Any) -> tuple[dict[str, Any] | None, list[str]]:
-        """Load the newest valid checkpoint into `state`.
+    def restore(self, state: dict[str, Share], check: Any) -> tuple[dict[str, Any] | None, list[str]]:
+        """Load the newest valid checkpoint into `state`: rank 0 reads the index for all, every rank reads its own pieces.
 
         Args:
             check: called with the record before anything is loaded; raises UserError where it does not fit the run.
@@ -201,27 +217,25 @@ class Checkpoints:
         """
         passed_over: list[str] = []
         steps = [steps_in(self.folder) if self.rank == 0 else []]
-        dist.broadcast_object_list(steps, src=0, group=self.group)
+        dist.broadcast_object_list(steps, src=0)
         for step in steps[0]:
-            found: list[Any] = [None]
+            folder = step_folder(self.folder, step)
+            found: list[Any] = [None, None]
             if self.rank == 0:
                 try:
-                    found = [read_record(step_folder(self.folder, step))]
+                    found = [read_record(folder), read_index(folder)]
                 except CorruptCheckpoint as error:
-                    found = [str(error)]
-            dist.broadcast_object_list(found, src=0, group=self.group)
-            record = found[0]
-            if isinstance(record, str):
+                    found = [str(error), None]
+            dist.broadcast_object_list(found, src=0)
+            record, tensors = found
+            if tensors is None:
                 passed_over.append(record)
                 continue
             check(record)
             try:
-                dcp.load(state, storage_reader=Reader(step_folder(self.folder, step)), process_group=self.group)
-            except CheckpointException as error:
-                cause = _reason(error)
-                if not isinstance(cause, (CorruptCheckpoint, OSError)):
-                    raise
-                passed_over.append(str(cause))
+                self._agree(self._load(state, Reader(folder, tensors)))
+            except UserError as error:
+                passed_over.append(str(error))
                 continue
             self.last_step = step
             return record, passed_over
@@ -231,6 +245,25 @@ class Checkpoints:
                 "away to begin anew"
             )
         return None, passed_over
+
+    def _load(self, state: dict[str, Share], reader: Reader) -> Exception | None:
+        """This rank's pieces; what is wrong with the files, if anything."""
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # no_dist is meant
+                dcp.load(state, storage_reader=reader, planner=LoadPlanner(), no_dist=True)
+        except CheckpointException as error:
+            cause = _reason(error)
+            if isinstance(cause, (CorruptCheckpoint, OSError)):
+                return cause
+            raise
+        except (CorruptCheckpoint, OSError) as error:
+            return error
+        return None
+
+    def close(self) -> None:
+        """Stop the writing thread, after the save that it may be in."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
 
 
 def check_parameters(record: dict[str, Any], shapes: dict[str, list[int]], where: Path) -> None:

@@ -22,6 +22,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine (no launcher needed)")
     parser.add_argument("--dry-run", action="store_true", help="print config, mesh, memory and cost, and stop")
     parser.add_argument("--world-size", type=int, metavar="N", help="with --dry-run: as if on N ranks")
+    parser.add_argument(
+        "--nodes", type=int, metavar="N", help="with --dry-run: as if on N nodes, and what one rank sets up"
+    )
+    parser.add_argument("--ranks-per-node", type=int, default=8, metavar="N", help="with --nodes; default 8")
+    parser.add_argument("--samples", type=int, metavar="N", help="with --nodes: as if the data held N training samples")
+    parser.add_argument("--rank", type=int, metavar="R", help="with --nodes: the rank to look at; default the last")
     parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
     return parser
 
@@ -29,8 +35,16 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code; raises UserError."""
     args = _parser().parse_intermixed_args(argv)
-    if (args.world_size or args.json) and not args.dry_run:
-        raise UserError("--world-size and --json go with --dry-run")
+    if (args.world_size is not None or args.json or args.nodes is not None) and not args.dry_run:
+        raise UserError("--world-size, --nodes and --json go with --dry-run")
+    if args.nodes is not None and args.world_size:
+        raise UserError("--nodes and --world-size say the same: give one")
+    if (args.rank is not None or args.samples) and args.nodes is None:
+        raise UserError("--rank and --samples go with --nodes")
+    if any(
+        number is not None and number < 1 for number in (args.nodes, args.ranks_per_node, args.world_size, args.samples)
+    ):
+        raise UserError("--nodes, --ranks-per-node, --world-size and --samples: give positive numbers")
     from frontier.launch.ranks import discover
 
     ranks = discover()
@@ -48,12 +62,18 @@ def main(argv: Sequence[str]) -> int:
             return run_local(command, args.ranks)
 
     from frontier.config.load import load_config
+    from frontier.train.at_scale import Started, at_scale
     from frontier.train.plan import resolve
 
-    world = args.world_size or args.ranks or ranks.world_size
+    world = args.world_size or (args.nodes or 0) * args.ranks_per_node or args.ranks or ranks.world_size
+    watched = world - 1 if args.rank is None else args.rank
+    if not 0 <= watched < world:
+        raise UserError(f"--rank {watched}: there are ranks 0 to {world - 1}")
     try:
         config = load_config(args.config, args.overrides)
-        plan = resolve(config, world)
+        # One rank looks at every shard file; the others look at a shard when they first read it.
+        started = Started.now()
+        plan = resolve(config, world, check_shards=ranks.is_main and not args.nodes, samples=args.samples)
     except UserError:
         if ranks.local_rank == 0:
             raise
@@ -61,8 +81,9 @@ def main(argv: Sequence[str]) -> int:
     if args.dry_run:
         from frontier.train.dry_run import dry_run
 
+        scale = at_scale(plan, watched, args.ranks_per_node, started) if args.nodes else None
         if ranks.is_main:
-            dry_run(plan, as_json=args.json)
+            dry_run(plan, scale, as_json=args.json)
         return EXIT_OK
 
     from frontier.launch.host_memory import keep_freed_memory

@@ -1,4 +1,4 @@
-"""AdamW as in MAE, its learning-rate schedule, and its state as plain named tensors."""
+"""AdamW as in MAE, and its learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.adamw import adamw
 
 from frontier.config.schema import TrainConfig
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -39,41 +39,58 @@ class Schedule:
         return self.min_lr + (self.peak - self.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def build_adamw(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (fused) with weight decay on matrices only; its moments exist from the start, at zero."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=config.betas, fused=True)
-    for p in parameters:
-        optimizer.state[p] = {
-            "step": torch.zeros((), dtype=torch.float32, device=p.device),
-            **{name: torch.zeros_like(p) for name in _MOMENTS},
-        }
-    return optimizer
+class AdamW:
+    """AdamW (arXiv 1711.05101) on the local parts of parameters, with weight decay on matrices only.
 
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
-def named_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Everything that a checkpoint holds, by name: `model.<name>`, `optimizer.exp_avg.<name>`, …
-
-    The tensors are the live ones (sharded where the strategy shards them), so loading into them restores the run.
+    The fused kernel of torch.optim, called on plain tensors: nothing of it depends on how parameters are sharded, and clipping
+    and skipping happen inside the kernel, on the device. Moments exist from the start, at zero.
     """
-    state: dict[str, Tensor] = {}
-    for name, parameter in module.named_parameters():
-        state[f"model.{name}"] = parameter.detach()
-        for moment in _MOMENTS:
-            state[f"optimizer.{moment}.{name}"] = optimizer.state[parameter][moment]
-    return state
+
+    EPS = 1e-8
+
+    def __init__(self, named: dict[str, nn.Parameter], config: TrainConfig) -> None:
+        self.named, self.betas = named, config.betas
+        self.decay = {name: config.weight_decay if p.ndim > 1 else 0.0 for name, p in named.items()}
+        with torch.no_grad():
+            self.exp_avg = {name: torch.zeros_like(local(p)) for name, p in named.items()}
+            self.exp_avg_sq = {name: torch.zeros_like(local(p)) for name, p in named.items()}
+            self.updates = {name: torch.zeros((), device=local(p).device) for name, p in named.items()}
+
+    @torch.no_grad()
+    def step(self, lr: float, divide: Tensor, skip: Tensor) -> None:
+        """One update with gradients divided by `divide`; none at all where `skip` is 1. Both are float32 scalars."""
+        for decay in sorted(set(self.decay.values())):
+            own = {n: p for n, p in self.named.items() if self.decay[n] == decay}
+            names = [n for n, p in own.items() if p.grad is not None]
+            adamw(
+                [local(own[n]) for n in names],
+                [local(p.grad) for p in own.values() if p.grad is not None],
+                [self.exp_avg[n] for n in names],
+                [self.exp_avg_sq[n] for n in names],
+                [],
+                [self.updates[n] for n in names],
+                fused=True,
+                grad_scale=divide,
+                found_inf=skip,
+                amsgrad=False,
+                beta1=self.betas[0],
+                beta2=self.betas[1],
+                lr=lr,
+                weight_decay=decay,
+                eps=self.EPS,
+                maximize=False,
+            )
+
+    def zero_grad(self) -> None:
+        for p in self.named.values():
+            p.grad = None
+
+    def set_updates(self, updates: int) -> None:
+        """Restore the count of updates made so far (bias correction)."""
+        for count in self.updates.values():
+            count.fill_(updates)
 
 
-def set_updates(optimizer: torch.optim.Optimizer, updates: int) -> None:
-    """Restore AdamW's own step count (bias correction): updates made so far."""
-    for state in optimizer.state.values():
-        state["step"].fill_(updates)
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; a plain tensor as it is. Call it without gradients."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -16,6 +16,7 @@ from frontier.data.shards import ShardSet
 from frontier.errors import UserError
 from frontier.launch.mesh import BatchPlan, ParallelDims
 from frontier.models.registry import Family, ImageShape, family
+from frontier.parallel.tensor import check_divides
 from frontier.train.optimizer import Schedule
 from frontier.train.preemption import STOP_FILE
 
@@ -81,17 +82,22 @@ def total_steps(config: Config, sampler: Sampler) -> int:
     return max(1, -int(-samples // train.global_batch))
 
 
-def resolve(config: Config, world_size: int) -> RunPlan:
+def resolve(config: Config, world_size: int, check_shards: bool = True, samples: int | None = None) -> RunPlan:
     """Open the data, fix the topology and build the model on meta.
+
+    Args:
+        check_shards: look at every shard file now; without it each is looked at when it is first read.
+        samples: plan as if the split held so many (for a dry run).
 
     Raises:
         UserError: for anything in the input that cannot work.
     """
-    dims = ParallelDims.from_strategy(config.parallel.strategy, world_size)
+    parallel = config.parallel
+    dims = ParallelDims.from_strategy(parallel.strategy, world_size, parallel.tensor, parallel.sequence_parallel)
     batch = BatchPlan.divide(config.train.global_batch, config.train.micro_batch, dims.data_ranks)
     if (Path(config.run.dir) / STOP_FILE).exists():
         raise UserError(f"{Path(config.run.dir) / STOP_FILE} asks this run to stay stopped: remove the file to go on")
-    shards = ShardSet(config.data.shards, split=config.data.split)
+    shards = ShardSet(config.data.shards, split=config.data.split, check=check_shards)
     column = config.data.column
     if column not in shards.image_columns:
         raise UserError(
@@ -111,7 +117,7 @@ def resolve(config: Config, world_size: int) -> RunPlan:
         raise UserError("data.std holds a value that is not positive: give the deviation of every band")
     safe_std = [float(s) if s > 0 else 1.0 for s in std]
     sampler = Sampler.plan(
-        len(shards),
+        samples or len(shards),
         config.train.global_batch,
         config.run.seed,
         channels * height * width * np.dtype(info["dtype"]).itemsize,
@@ -135,4 +141,6 @@ def resolve(config: Config, world_size: int) -> RunPlan:
     chosen = family(config.model.family)
     with torch.device("meta"):
         model = chosen.build(config.model, ImageShape(image_size, channels))
+    if parallel.tensor > 1:
+        check_divides(model, parallel.tensor)
     return RunPlan(resolved, dims, batch, sampler, schedule, steps, shards, chosen, model)

@@ -145,8 +145,9 @@ class Writer(StorageWriter):
 class Reader(StorageReader):
     """Reads a complete folder written by `Writer`. Raises CorruptCheckpoint."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, tensors: dict[str, Any]) -> None:
+        """`tensors`: what `read_index` gives, which one rank reads for all."""
+        self.folder, self.tensors = folder, tensors
         self.pieces: dict[tuple[str, tuple[int, ...]], Piece] = {}
         self.dtypes: dict[str, torch.dtype] = {}
         self.sizes: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {}
@@ -156,7 +157,7 @@ class Reader(StorageReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         entries: dict[str, Any] = {}
-        for fqn, entry in read_index(self.folder).items():
+        for fqn, entry in self.tensors.items():
             dtype = _DTYPES[entry["dtype"]]
             chunks = []
             for piece in entry["pieces"]:
@@ -178,13 +179,17 @@ class Reader(StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        last: tuple[Any, torch.Tensor | None] = None, None
         for item in plan.items:
             key = (item.storage_index.fqn, tuple(item.storage_index.offset or ()))
-            whole = read_piece(self.folder, self.pieces[key], self.dtypes[key[0]], self.sizes[key])
+            if last[0] != key:
+                last = key, read_piece(self.folder, self.pieces[key], self.dtypes[key[0]], self.sizes[key])
+            part = last[1]
+            assert part is not None
             for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
-                whole = whole.narrow(dim, start, length)
+                part = part.narrow(dim, start, length)
             target = planner.resolve_tensor(item).detach()
-            target.copy_(whole)
+            target.copy_(part)
             planner.commit_tensor(item, target)
         future: Future[None] = Future()
         future.set_result(None)

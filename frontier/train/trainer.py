@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from dataclasses import dataclass
@@ -12,39 +11,34 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
+from frontier.config.schema import ZERO
 from frontier.data.loader import Batch, Loader
 from frontier.data.transforms import augment, normalise, resize
 from frontier.errors import EXIT_OK, EXIT_REQUEUE, RankError, UserError
 from frontier.launch.ranks import Ranks
-from frontier.parallel.apply import parallelise, scale_gradients, set_gradient_sync, total_norm, unwrap
-from frontier.train.checkpoint import Checkpoints, check_parameters
+from frontier.parallel.engine import Engine, TorchEngine, Update
+from frontier.train.checkpoint import Checkpoints, check_parameters, writing_ranks
+from frontier.train.comparison import RankComparison
+from frontier.train.guards import Guard
 from frontier.train.metrics import Console, MetricsLog, device_name, memory_gib, peak_tflops, write_start
-from frontier.train.optimizer import build_adamw, named_state, set_lr, set_updates
 from frontier.train.plan import RunPlan
 from frontier.train.preemption import StopFlag
 from frontier.train.timing import StepClock
 
 
 @dataclass
-class Progress:
-    """Where the run stands; the whole of its host-side state."""
-
-    step: int = 0
-    updates: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-
-
-@dataclass
 class StepResult:
-    """What one step came to: loss over the global batch and its parts, gradient norm, whether a rank was asked to stop."""
+    """What one step came to: the update, loss over the global batch and its parts, whether a rank was asked to stop or could
+    not write a checkpoint, seconds by part.
+    """
 
+    update: Update
     loss: float
     terms: dict[str, float]
-    grad_norm: float
     stop: bool
+    save_failed: bool
     parts: dict[str, float]
 
 
@@ -56,28 +50,21 @@ def prepare(plan: RunPlan, batch: Batch, device: torch.device, mean: Tensor, std
     return resize(images, plan.config.data.image_size or images.shape[-1]), members
 
 
-class Engine:
-    """Model, optimizer and data of this rank, and one step of them."""
+class Stepper:
+    """One training step: batch, forward and backward passes by micro-batches, update."""
 
     def __init__(self, plan: RunPlan, ranks: Ranks, device: torch.device) -> None:
         self.plan, self.ranks, self.device = plan, ranks, device
+        self.engine = build_engine(plan, device)
         config = plan.config
-        self.model = parallelise(plan.model, config.parallel, plan.dims, device, config.run.seed)
-        self.module: nn.Module = unwrap(self.model)
-        self.optimizer = build_adamw(self.module, config.train)
         assert config.data.mean and config.data.std
         self.mean = torch.tensor(config.data.mean, device=device)
         self.std = torch.tensor(config.data.std, device=device)
-        self.autocast = (
-            torch.autocast(device.type, torch.bfloat16)
-            if config.parallel.precision == "bf16" and config.parallel.strategy == "ddp"
-            else contextlib.nullcontext()
-        )
         self.clock = StepClock(device)
 
-    def step(self, batches: Any, lr: float, stop: bool) -> StepResult:
-        """One optimizer step over the next global batch; skipped where the gradient is not finite."""
-        plan, clock = self.plan, self.clock
+    def step(self, batches: Any, lr: float, limits: tuple[float, float], stop: bool, save_failed: bool) -> StepResult:
+        """One optimizer step over the next global batch; left out where gradient norm or loss are beyond `limits`."""
+        plan, clock, engine = self.plan, self.clock, self.engine
         clock.start()
         try:
             batch: Batch = next(batches)
@@ -89,41 +76,37 @@ class Engine:
         micro, times = plan.batch.micro_batch, plan.batch.accumulation
         for turn in range(times):
             part = slice(turn * micro, (turn + 1) * micro)
-            set_gradient_sync(self.model, turn == times - 1)
-            inputs = plan.family.inputs(self.module, images[part], members[part], plan.config.run.seed)
-            with self.autocast:
-                losses = self.model(**inputs)
+            inputs = plan.family.inputs(engine.module, images[part], members[part], plan.config.run.seed)
+            losses = engine.forward(inputs, last=turn == times - 1)
             clock.mark("forward_s")
-            (losses["loss"] / times).backward()
+            engine.backward(losses["loss"], times)
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0) + value.detach() / times
+                sums[name] = sums.get(name, 0) + value.detach().float() / times
             clock.mark("backward_s")
-        norm = total_norm(self.module)
-        shared = torch.stack([torch.tensor(float(stop), device=self.device), *sums.values()])
-        dist.all_reduce(shared)
-        grad_norm, stops, *totals = torch.cat([norm.reshape(1), shared]).tolist()
-        means = {name: total / plan.dims.data_ranks for name, total in zip(sums, totals, strict=True)}
-        if math.isfinite(grad_norm):
-            clip = plan.config.train.clip_norm
-            if clip is not None and grad_norm > clip:
-                scale_gradients(self.module, clip / (norm + 1e-6))
-            set_lr(self.optimizer, lr)
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        loss = sums.pop("loss")
+        flags = [torch.tensor(float(flag), device=self.device) for flag in (stop, save_failed)]
+        update = engine.update(torch.stack([loss, *flags, *sums.values()]), lr, *limits)
         clock.mark("optimizer_s")
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize()
-        return StepResult(means.pop("loss"), means, grad_norm, stops > 0, clock.parts())
-
-    def state(self) -> dict[str, Tensor]:
-        return named_state(self.module, self.optimizer)
+        total, stops, failures, *totals = update.sums
+        world = plan.dims.world_size
+        terms = {name: value / world for name, value in zip(sums, totals, strict=True)}
+        return StepResult(update, total / world, terms, stops > 0, failures > 0, clock.parts())
 
 
-def _record(plan: RunPlan, ranks: Ranks, progress: Progress) -> dict[str, Any]:
+def build_engine(plan: RunPlan, device: torch.device) -> Engine:
+    """The engine of the plan's strategy. Collective."""
+    parallel, train_config = plan.config.parallel, plan.config.train
+    if parallel.strategy in ZERO:
+        from frontier.parallel.zero import ZeroEngine
+
+        return ZeroEngine(plan.model, parallel, train_config, plan.batch, device, plan.config.run.seed)
+    return TorchEngine(plan.model, parallel, train_config, plan.dims, device, plan.config.run.seed)
+
+
+def _record(plan: RunPlan, ranks: Ranks, step: int, guard: Guard) -> dict[str, Any]:
     return {
-        "samples": progress.step * plan.batch.global_batch,
-        "updates": progress.updates,
-        "skipped": progress.skipped,
+        "samples": step * plan.batch.global_batch,
+        "guard": guard.state(),
         "fixed": plan.fixed(),
         "config": plan.config.as_dict(),
         "config_hash": plan.config.hash(),
@@ -181,84 +164,79 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device) -> int:
         run_dir.mkdir(parents=True, exist_ok=True)
     dist.barrier()
     facts = _facts(plan, ranks, device, None)
-    engine = Engine(plan, ranks, device)
+    stepper = Stepper(plan, ranks, device)
+    saving = config.checkpoint
+    writing = writing_ranks(saving.writers, plan.dims.replicate, plan.dims.shard * plan.dims.tensor)
     checkpoints = Checkpoints(
-        run_dir / "checkpoints",
-        config.checkpoint.keep,
-        config.checkpoint.keep_every,
-        config.checkpoint.async_save,
-        dist.new_group(backend="gloo"),
+        run_dir / "checkpoints", saving.keep, saving.keep_every, saving.async_save, writing, device
     )
-    progress = Progress()
-    record, passed_over = checkpoints.restore(engine.state(), lambda found: _check_record(plan, found))
+    step, guard = 0, Guard(config.train.spike_factor, config.train.max_skipped)
+    record, passed_over = checkpoints.restore(stepper.engine.state(), lambda found: _check_record(plan, found))
     if record:
-        progress = Progress(record["step"], record["updates"], record["skipped"])
-        set_updates(engine.optimizer, progress.updates)
-        facts["resumed_from"] = progress.step
-    console = Console(
-        config.log.progress if ranks.is_main else "none", plan.steps, progress.step, config.log.every_steps
-    )
+        step = record["step"]
+        guard.restore(record["guard"])
+        stepper.engine.restored(guard.updates)
+        facts["resumed_from"] = step
+    console = Console(config.log.progress if ranks.is_main else "none", plan.steps, step, config.log.every_steps)
     log, start = None, 0
     if ranks.is_main:
         (run_dir / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
-        log, start = MetricsLog(run_dir, progress.step), write_start(run_dir, facts)
+        log, start = MetricsLog(run_dir, step), write_start(run_dir, facts)
         for line in passed_over:
             console.say(f"passed over: {line}")
         console.say(_banner(plan, ranks, facts))
-    loader = Loader(plan.shards, config.data.column, plan.sampler, ranks.rank, ranks.world_size, config.data.workers)
+    loader = Loader(
+        plan.shards,
+        config.data.column,
+        plan.sampler,
+        plan.dims.data_rank(ranks.rank),
+        plan.dims.data_ranks,
+        config.data.workers,
+    )
+    comparison = RankComparison(run_dir, ranks, device, config.log.ranks_every)
     stopped = False
     try:
-        batches = loader.batches(progress.step)
+        batches = loader.batches(step)
         before = time.perf_counter()
-        while progress.step < plan.steps and not stopped:
-            lr = plan.schedule.lr(progress.step)
-            result = engine.step(batches, lr, bool(stop))
-            _count(progress, result, config.train.max_skipped, console)
+        while step < plan.steps and not stopped:
+            lr = plan.schedule.lr(step)
+            result = stepper.step(batches, lr, guard.limits(), bool(stop), checkpoints.failed())
+            step += 1
+            if result.save_failed:
+                checkpoints.wait()  # raises on all ranks
+            why = guard.judge(step, result.update.made, result.update.norm, result.loss)
+            if why:
+                console.say(f"step {step} skipped: {why}")
             stopped = result.stop
-            checkpoints.poll()
-            every = config.checkpoint.every_steps
-            if every and progress.step % every == 0 and progress.step < plan.steps and not stopped:
-                checkpoints.save(progress.step, engine.state(), _record(plan, ranks, progress))
+            if saving.every_steps and step % saving.every_steps == 0 and step < plan.steps and not stopped:
+                checkpoints.save(step, stepper.engine.state(), _record(plan, ranks, step, guard))
+            for line in comparison.step(step, result.parts["data_s"]):
+                console.say(line)
             now = time.perf_counter()
             if log is not None:
-                row = _row(plan, progress, result, lr, now - before, facts, device, start)
+                row = _row(plan, step, guard, result, lr, now - before, facts, device, start)
                 log.write(row)
                 console.step(row)
             before = now
-        if checkpoints.last_step != progress.step:
-            checkpoints.save(progress.step, engine.state(), _record(plan, ranks, progress))
+        if checkpoints.last_step != step:
+            checkpoints.save(step, stepper.engine.state(), _record(plan, ranks, step, guard))
         checkpoints.wait()
     finally:
         loader.close()
+        checkpoints.close()
         console.close()
         if log is not None:
             log.close()
         stop.close()
     if ranks.is_main:
-        where = run_dir / "checkpoints" / f"step_{progress.step:08d}"
-        if stopped and progress.step < plan.steps:
+        where = run_dir / "checkpoints" / f"step_{step:08d}"
+        if stopped and step < plan.steps:
             console.say(
-                f"asked to stop ({stop.reason or 'another rank'}) after step {progress.step}: saved {where}, exit {EXIT_REQUEUE}"
+                f"asked to stop ({stop.reason or 'another rank'}) after step {step}: saved {where}, exit {EXIT_REQUEUE}"
             )
         else:
-            console.say(f"done: {progress.step} steps, {progress.skipped} skipped, saved {where}")
-    return EXIT_REQUEUE if stopped and progress.step < plan.steps else EXIT_OK
-
-
-def _count(progress: Progress, result: StepResult, max_skipped: int, console: Console) -> None:
-    progress.step += 1
-    if math.isfinite(result.grad_norm):
-        progress.updates += 1
-        progress.skipped_in_a_row = 0
-        return
-    progress.skipped += 1
-    progress.skipped_in_a_row += 1
-    console.say(f"step {progress.step} skipped: the gradient is not finite (loss {result.loss})")
-    if progress.skipped_in_a_row > max_skipped:
-        raise UserError(
-            f"{progress.skipped_in_a_row} steps in a row had no finite gradient (train.max_skipped={max_skipped}), the last is "
-            f"step {progress.step}: lower train.base_lr, set train.clip_norm, or look at the data"
-        )
+            console.say(f"done: {step} steps, {guard.skipped} skipped, saved {where}")
+    return EXIT_REQUEUE if stopped and step < plan.steps else EXIT_OK
 
 
 def _finite(value: float) -> float | None:
@@ -267,7 +245,8 @@ def _finite(value: float) -> float | None:
 
 def _row(
     plan: RunPlan,
-    progress: Progress,
+    step: int,
+    guard: Guard,
     result: StepResult,
     lr: float,
     step_s: float,
@@ -279,15 +258,15 @@ def _row(
     images_per_s = plan.batch.global_batch / step_s
     tflops = images_per_s * plan.flops_per_image / facts["world_size"] / 1e12
     memory, kind = memory_gib(device)
-    samples = progress.step * plan.batch.global_batch
+    samples = step * plan.batch.global_batch
     return {
-        "step": progress.step,
+        "step": step,
         "epoch": samples / plan.sampler.epoch_samples,
         "samples": samples,
         "loss": _finite(result.loss),
         **{name: _finite(value) for name, value in result.terms.items()},
         "lr": lr,
-        "grad_norm": _finite(result.grad_norm),
+        "grad_norm": _finite(result.update.norm),
         "images_per_s": images_per_s,
         "step_s": step_s,
         **result.parts,
@@ -297,7 +276,8 @@ def _row(
         "model_tflops": tflops,
         "mfu": tflops / facts["peak_tflops"] if facts["peak_tflops"] else None,
         "power_w": None,
-        "skipped": progress.skipped,
+        "skipped": guard.skipped,
+        "spikes": guard.spikes,
         "time": time.time(),
         "start": start,
     }
@@ -309,8 +289,8 @@ def _banner(plan: RunPlan, ranks: Ranks, facts: dict[str, Any]) -> str:
         f"{c.model.family} {getattr(c.model, 'preset', '')}: {plan.parameters / 1e6:.2f} M parameters "
         f"({facts['encoder_parameters'] / 1e6:.2f} M encoder), {plan.flops_per_image / 1e9:.2f} GFLOP an image",
         f"{ranks.world_size} ranks on {ranks.nodes} node(s) by {ranks.source}, {facts['device']}, {c.parallel.strategy} "
-        f"= replicate {mesh.replicate} x shard {mesh.shard}, {c.parallel.precision}",
-        f"global batch {plan.batch.global_batch} = {ranks.world_size} ranks x {plan.batch.accumulation} x {plan.batch.micro_batch}, "
+        f"= replicate {mesh.replicate} x shard {mesh.shard} x tensor {mesh.tensor}, {c.parallel.precision}",
+        f"global batch {plan.batch.global_batch} = {mesh.data_ranks} data ranks x {plan.batch.accumulation} x {plan.batch.micro_batch}, "
         f"{plan.steps} steps, {len(plan.shards)} samples in {Path(c.data.shards)}, blocks of {plan.sampler.block}",
         f"run folder {plan.run_dir}"
         + (f", resumed from step {facts['resumed_from']}" if facts["resumed_from"] is not None else ""),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from frontier.data.sampler import Sampler, default_block
+from frontier.data.sampler import Sampler, default_block, shuffled
 from frontier.errors import UserError
 
 
@@ -82,3 +82,40 @@ def test_refusals() -> None:
         Sampler(640, 36, 16, 2, 0)
     with pytest.raises(UserError, match="divide over 3 ranks"):
         Sampler(640, 64, 16, 16, 0).check_ranks(3)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 1000, 4097])
+def test_the_shuffle_is_a_permutation(n: int) -> None:
+    keys = np.random.default_rng(n).integers(2**64, size=6, dtype=np.uint64)
+    places = shuffled(np.arange(n), n, keys)
+    assert sorted(places.tolist()) == list(range(n))
+    assert np.array_equal(shuffled(np.arange(n)[::-1], n, keys), places[::-1])
+
+
+def test_the_shuffle_is_even() -> None:
+    """Over many keys every block comes at every place equally often, and neighbours are not kept together."""
+    n, draws = 24, 4000
+    counts, together = np.zeros((n, n)), 0
+    for seed in range(draws):
+        keys = np.random.default_rng(seed).integers(2**64, size=6, dtype=np.uint64)
+        places = shuffled(np.arange(n), n, keys)
+        counts[np.arange(n), places] += 1
+        together += int((np.abs(np.diff(places)) == 1).sum())
+    expected = draws / n
+    chi2 = ((counts - expected) ** 2 / expected).sum()
+    freedom = (n - 1) ** 2
+    assert abs(chi2 - freedom) < 5 * (2 * freedom) ** 0.5
+    assert together / draws == pytest.approx(2 * (n - 1) / n, rel=0.05)
+
+
+def test_a_billion_samples_take_no_memory() -> None:
+    """Blocks of one rank of 75,264 in an archive whose shuffle would be 16 million long as a table."""
+    import tracemalloc
+
+    sampler = Sampler(10**9, 75_264, 64, 64, seed=0)
+    tracemalloc.start()
+    blocks = sampler.blocks(3, rank=75_000, ranks=75_264)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(blocks) == 1 and len(blocks[0].members) == 64
+    assert peak < 1e6

@@ -255,7 +255,7 @@ def test_dry_run_counts(toy: Path, tmp_path: Path) -> None:
     done = run_frontier("pretrain", toy, "--dry-run", "--world-size", "4", "--json", "parallel.strategy=hybrid_2")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert told["mesh"] == {"strategy": "hybrid_2", "replicate": 2, "shard": 2, "world_size": 4}
+    assert told["mesh"] == {"strategy": "hybrid_2", "replicate": 2, "shard": 2, "tensor": 1, "world_size": 4}
     assert told["batch"] == {"global": 32, "rank": 8, "micro": 8, "accumulation": 1}
     assert told["memory_gib"]["optimizer"] == pytest.approx(2 * told["memory_gib"]["parameters"])
     assert told["memory_gib"]["activations"] > 0

@@ -1,0 +1,144 @@
+"""What one rank of a large job sets up, and what the job asks of its file system: `--dry-run --nodes N`.
+
+The plan of the chosen rank is really made (mesh, sampler, blocks and shard files of its first window, its part in a checkpoint) and
+timed; nothing is communicated or written. Counts are of this program's own files; the Python environment's are the site's
+concern (unpack it on node-local storage).
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from frontier.train.checkpoint import writing_ranks
+from frontier.train.plan import RunPlan
+
+MANY_FILES = 20_000
+"""Files of one checkpoint from which a warning is given: a Lustre metadata server creates some ten thousand files a second."""
+
+
+def peak_rss_gib() -> float:
+    """Largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 2**30
+
+
+@dataclass(frozen=True)
+class Started:
+    """Taken before the plan is made: what the plan costs is the difference from here."""
+
+    clock: float
+    rss_gib: float
+
+    @classmethod
+    def now(cls) -> Started:
+        return cls(time.perf_counter(), peak_rss_gib())
+
+
+def shard_files(plan: RunPlan, rank: int) -> int:
+    """Different shard files that `rank` reads in its first window."""
+    sampler = plan.sampler
+    blocks = sampler.blocks(0, plan.dims.data_rank(rank), plan.dims.data_ranks)
+    starts = plan.shards.shard_starts
+    if sampler.samples != len(plan.shards):  # planned as if there were more shards like the largest
+        starts = np.arange(0, sampler.samples + 1, int(np.diff(starts).max()))
+    ends = np.array([[block.start, (block.start + sampler.block - 1) % sampler.samples] for block in blocks])
+    return len(np.unique(np.searchsorted(starts, ends, side="right")))
+
+
+def at_scale(plan: RunPlan, rank: int, ranks_per_node: int, started: Started) -> dict[str, Any]:
+    """The figures of `rank`; keys end in their unit, counts have none."""
+    dims, saving = plan.dims, plan.config.checkpoint
+    world, copy = dims.world_size, dims.shard * dims.tensor
+    writing = writing_ranks(saving.writers, dims.replicate, copy)
+    state_bytes = 12 * plan.parameters  # parameters and two moments, float32
+    files = shard_files(plan, rank)
+    blocks = plan.sampler.blocks_per_window // dims.data_ranks
+    saves = plan.steps // saving.every_steps if saving.every_steps else 1
+    setup_s = time.perf_counter() - started.clock
+    window = blocks * plan.sampler.block * sample_bytes(plan)
+    copies = {"replicate": world // dims.replicate, "shard": world // dims.shard, "tensor": world // dims.tensor}
+    axes = [axis for axis, degree in dims.as_dict().items() if degree > 1]
+    report = {
+        "provenance": {"setup": "measured on this machine", "counts": "by construction"},
+        "ranks": world,
+        "nodes": world // ranks_per_node,
+        "rank": rank,
+        "place": {
+            "replica": dims.replica(rank),
+            "shard": rank // dims.tensor % dims.shard,
+            "tensor": rank % dims.tensor,
+            "data_rank": dims.data_rank(rank),
+        },
+        "setup_s": setup_s,
+        "setup_gib": max(0.0, peak_rss_gib() - started.rss_gib),
+        "process_groups_of_a_rank": dims.process_groups(),
+        "process_groups_in_total": 2 + sum(copies[axis] for axis in axes),
+        "sampler_state_bytes": 0,
+        "reader": {
+            "blocks_a_window": blocks,
+            "bytes_a_window": window,
+            "host_gib": 2 * window / 2**30,
+            "steps_a_window": plan.sampler.window,
+            "shard_files_first_window": files,
+        },
+        "checkpoint": {
+            "writing_ranks": writing,
+            "files": writing + 2,
+            "bytes": state_bytes,
+            "bytes_a_writer": state_bytes // writing,
+            "this_rank_writes": rank < writing,
+            "checkpoints_of_the_run": saves,
+        },
+        "log_files": {"rank_0": 4, "other_ranks": 0},
+        "file_system_operations": {
+            # open and close: config and its bases, manifest, each shard file; a read a block
+            "start_of_a_rank": 2 + 2 * files + blocks,
+            "start_of_rank_0": 2 + 2 * files + blocks + 2 * len(plan.shards.manifest["shards"]) + 10,
+            "start_in_total": (2 + 2 * files + blocks) * world,
+            "step_of_a_rank": blocks / plan.sampler.window,
+            # mkdir, create, write, fsync, close of a piece; stats, record, renames and the drop of an old one by rank 0
+            "checkpoint_of_a_writer": 5,
+            "checkpoint_of_other_ranks": 0,
+            "checkpoint_in_total": 5 * writing + 3 * (writing + 2) + 10,
+        },
+    }
+    notes = []
+    if writing > MANY_FILES:
+        fit = max(
+            d for d in range(1, world // dims.tensor + 1) if world % (d * dims.tensor) == 0 and d * dims.tensor <= 512
+        )
+        notes.append(
+            f"one copy of the model lies on {copy:,} ranks, so a checkpoint has {writing + 2:,} files: a hybrid strategy such as "
+            f"hybrid_{fit} writes {writing_ranks(saving.writers, world // (fit * dims.tensor), fit * dims.tensor) + 2:,}"
+        )
+    return report | {"notes": notes}
+
+
+def sample_bytes(plan: RunPlan) -> int:
+    """Of one stored image."""
+    info = plan.shards.manifest["images"][plan.config.data.column]
+    return int(np.prod(info["shape"])) * np.dtype(info["dtype"]).itemsize
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """The report for a terminal."""
+    reader, saved, operations = report["reader"], report["checkpoint"], report["file_system_operations"]
+    place = ", ".join(f"{k} {v}" for k, v in report["place"].items())
+    return [
+        f"scale       {report['ranks']:,} ranks on {report['nodes']:,} nodes; rank {report['rank']:,}: {place}",
+        f"set-up      {report['setup_s']:.2f} s and {report['setup_gib']:.3f} GiB on this machine for the plan of that rank (measured)",
+        f"groups      a rank is in {report['process_groups_of_a_rank']} process groups, {report['process_groups_in_total']:,} exist",
+        f"reading     a rank: {reader['blocks_a_window']} blocks every {reader['steps_a_window']} steps from "
+        f"{reader['shard_files_first_window']} shard files, {reader['host_gib']:.3f} GiB on the host; sampler state: none",
+        f"writing     {saved['files']:,} files a checkpoint by {saved['writing_ranks']:,} ranks, "
+        f"{saved['bytes_a_writer'] / 2**30:.2f} GiB each; logs: 4 files by rank 0, none by others",
+        f"operations  on the file system, start: {operations['start_of_a_rank']} a rank, {operations['start_in_total']:,} in total; "
+        f"checkpoint: {operations['checkpoint_of_a_writer']} a writer, {operations['checkpoint_in_total']:,} in total",
+        *(f"note        {note}" for note in report["notes"]),
+    ]

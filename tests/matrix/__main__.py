@@ -1,0 +1,86 @@
+"""`python -m tests.matrix`: the whole matrix and all pairs of stop-and-resume, as a Markdown table.
+
+--ranks 1,2,4,8   --strategies full_shard,zero_2   --no-pairs   --out FOLDER   --shards FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.matrix.cells import FURTHER, RANKS, STOP, STRATEGIES, VARIANTS, Cell, matrix
+from tests.matrix.run import TOLERANCE, Bench
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", default=",".join(map(str, RANKS)))
+    parser.add_argument("--strategies", default=",".join(STRATEGIES))
+    parser.add_argument("--no-pairs", action="store_true")
+    parser.add_argument("--out", type=Path, default=None, help="folder for the runs; default: a temporary one")
+    parser.add_argument("--shards", type=Path, required=True, help="small 3-band shards, at least 32 training samples")
+    args = parser.parse_args()
+    ranks = tuple(int(r) for r in args.ranks.split(","))
+    strategies = tuple(args.strategies.split(","))
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(args.out or Path(scratch), args.shards)
+        bench.reference()
+        cells = matrix(ranks, strategies)
+        failed = table(bench, cells, strategies, ranks)
+        pairs = 0
+        if not args.no_pairs and {2, 4} <= set(ranks):
+            pairs, bad = pair_table(bench, [c for c in cells if c.variant == "plain"])
+            failed += bad
+    print(
+        f"\n{len(cells)} runs and {pairs} pairs in {time.monotonic() - start:.0f} s, {failed} failed "
+        f"(losses and final weights within {TOLERANCE:g} of one rank alone, float32)."
+    )
+    return 1 if failed else 0
+
+
+def table(bench: Bench, cells: list[Cell], strategies: tuple[str, ...], ranks: tuple[int, ...]) -> int:
+    bench.cells(cells)
+    found = {(c.ranks, c.strategy, c.variant): bench.difference(c.name) for c in cells}
+    columns = list(itertools.product(ranks, VARIANTS))
+    print(
+        "Largest relative difference of a loss / largest difference of a final weight; - where the mesh does not exist.\n"
+    )
+    print("| strategy | " + " | ".join(f"{r} ranks, {v}" for r, v in columns) + " |")
+    print("|---|" + "---|" * len(columns))
+    for strategy in strategies:
+        shown = []
+        for r, variant in columns:
+            d = found.get((r, strategy, variant))
+            shown.append("-" if d is None else f"{d.losses:.0e} / {d.weights:.0e}{'' if d.ok else ' **failed**'}")
+        print(f"| {strategy} | " + " | ".join(shown) + " |")
+    more = [(c, found[c.ranks, c.strategy, c.variant]) for c in cells if c.variant in FURTHER]
+    for cell, d in more:
+        print(
+            f"\n{cell.strategy}, {cell.variant}, {cell.ranks} ranks: {d.losses:.0e} / {d.weights:.0e}{'' if d.ok else ' **failed**'}"
+        )
+    return sum(not d.ok for d in found.values())
+
+
+def pair_table(bench: Bench, cells: list[Cell]) -> tuple[int, int]:
+    first, second = ([c for c in cells if c.ranks == r] for r in (2, 4))
+    pairs = list(itertools.product(first, second))
+    names = bench.resume(pairs)
+    found = {key: bench.difference(name) for key, name in names.items()}
+    print(
+        f"\nStopped after step {STOP} on 2 ranks (rows), gone on under another strategy on 4 ranks (columns): largest relative difference of a loss.\n"
+    )
+    print("| from \\ to | " + " | ".join(c.strategy for c in second) + " |")
+    print("|---|" + "---|" * len(second))
+    for a in first:
+        shown = [found[a.name, b.name] for b in second]
+        print(f"| {a.strategy} | " + " | ".join(f"{d.losses:.0e}{'' if d.ok else ' **failed**'}" for d in shown) + " |")
+    return len(pairs), sum(not d.ok for d in found.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
