@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.faults.kills import NAME as KILLS
 from tests.faults.kills import random_kills
 from tests.faults.lab import Lab, Row, settings
-from tests.faults.scenarios import ALL, KNOWN, SPIKE
+from tests.faults.scenarios import ALL, KNOWN
 
 HEAD = ("scenario", "injected", "expected", "exit codes", "s", "message", "resumed from", "curve difference", "verdict")
 
@@ -86,8 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for title, listed in (("failed", failed), ("known, to be mended", known), ("skipped", skipped)):
         if listed:
             print(f"{title}: {'; '.join(listed)}")
-    if SPIKE not in ALL:
-        print("not in the list yet: " + SPIKE.name + " (waits for train.spike_factor)")
     mended = sorted(
         {name for name, _ in KNOWN} & {row.scenario for row in rows if not row.problems and not row.skipped}
     )

@@ -225,8 +225,11 @@ def fill_disk(scene: Scene) -> None:
 # -- numbers
 
 
-def _floats(scene: Scene, change: Callable[[np.ndarray], None], which: slice) -> None:
-    """The scene's train shards as float32, `change` applied to some of their samples: bad data as a user would have it."""
+def _floats(scene: Scene, change: Callable[[np.ndarray], None], which: slice, unnoticed: bool = False) -> None:
+    """The scene's train shards as float32, `change` applied to some of their samples: bad data as a user would have it.
+
+    `unnoticed`: the data rotted, so that its fingerprint is the old one and a run goes on with it.
+    """
     path = scene.shards / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["images"]["image"]["dtype"] = "float32"
@@ -247,7 +250,8 @@ def _floats(scene: Scene, change: Callable[[np.ndarray], None], which: slice) ->
         data = file.read_bytes()
         entry["bytes"], entry["sha256"] = len(data), hashlib.sha256(data).hexdigest()
         digest.update(data)
-    manifest["fingerprint"] = digest.hexdigest()
+    if not unnoticed:
+        manifest["fingerprint"] = digest.hexdigest()
     path.write_text(json.dumps(manifest))
     scene.poisoned = list(range(*which.indices(128)))
 
@@ -271,7 +275,10 @@ def all_nan(scene: Scene) -> None:
 
 
 def one_spike(scene: Scene) -> None:
-    _floats(scene, _spike, slice(100, 101))
+    """Late in a run: spikes are told by the steps before."""
+    scene.half_done()
+    scene.resumed = NEWEST
+    _floats(scene, _spike, slice(100, 101), unnoticed=True)
     scene.hurt("sample 100 of float32 shards times 1e8")
 
 
@@ -282,7 +289,7 @@ def _poisoned_steps(scene: Scene) -> list[int]:
 
     plan = resolve(load_config(str(scene.run.config), scene.run.overrides), 1)
     found = []
-    for step in range(plan.steps):
+    for step in range(scene.resumed, plan.steps):
         part = plan.sampler.turn(step)
         members = [b.members[part] for b in plan.sampler.blocks(step // plan.sampler.window)]
         if set(np.concatenate(members)[:, 1].tolist()) & set(scene.poisoned):

@@ -110,5 +110,7 @@ def random_kills(lab: Lab, kills: int, steps: int | None = None) -> Row:
         found, row.difference = checks.check_finished(run, reference)
         row.problems += found + checks.check_starts(run, chain)
     row.resumed = checks.resumes(run)
-    row.injected = f"{kills} kills over {steps} steps: " + ", ".join(f"{n} × {what}" for what, n in sorted(done_kills.items()))
+    row.injected = f"{kills} kills over {steps} steps: " + ", ".join(
+        f"{n} × {what}" for what, n in sorted(done_kills.items())
+    )
     return row

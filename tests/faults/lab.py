@@ -113,6 +113,7 @@ class Scene:
         self.attempt: Attempt
         self.file = ""
         self.poisoned: list[int] = []
+        self.resumed = 0
         self.damaged: set[int] = set()
         self.chain: list[int | None] = []
         self.undo: list[Callable[[], None]] = []

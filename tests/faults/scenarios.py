@@ -24,9 +24,6 @@ SLACK_S = 10
 """For a slow, shared machine."""
 SOON, LATE = TIMEOUT_S + SLACK_S, TIMEOUT_S + GRACE_S + SLACK_S
 
-SPIKES_ARE_SKIPPED = False
-"""Turn on when the trainer has `train.spike_factor`: finite but wild gradients are skipped and counted like NaN."""
-
 
 @dataclass(frozen=True)
 class Scenario:
@@ -219,13 +216,15 @@ NUMBERS = [
         then=damage.as_nan_alone,
         before=damage.one_nan,
     ),
+    _before(
+        "a spike in one sample",
+        damage.one_spike,
+        (0,),
+        (r"step \d+ skipped: a spike",),
+        damage.skipped_and_went_on,
+        ("model.norm_pix_loss=false",),
+    ),
 ]
-SPIKE = _before(
-    "a spike in one sample", damage.one_spike, (0,), (), damage.skipped_and_went_on, ("model.norm_pix_loss=false",)
-)
-if SPIKES_ARE_SKIPPED:
-    NUMBERS.append(SPIKE)
-
 ALL = [*SIGNALS, *CHECKPOINTS, *SHARDS, *DISKS, *NUMBERS]
 
 RECORD = "records-unchecked"
