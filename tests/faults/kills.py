@@ -19,7 +19,7 @@ MOMENTS = {"starting": 0.1, "step": 0.4, "saving": 0.25, "committed": 0.25}
 VICTIMS = {"a rank": 0.6, "all ranks": 0.2, "the launcher": 0.2}
 ENDS = 0.05
 """Share of the kills kept for the very end of the run: after its last step, around its last save."""
-STEPS_A_KILL = 8
+STEPS_A_KILL = 4
 AHEAD = 10
 """A kill comes at most so many steps after the step resumed from."""
 
@@ -38,7 +38,7 @@ def _kill(
     if moment == "starting":
         time.sleep(float(random.uniform(0.1, 3.5)))
     elif moment == "end":
-        attempt.until_step(last)
+        attempt.until_step(last, FINISH_S + last)
         time.sleep(float(random.uniform(0, 0.15)))
     else:
         attempt.until_step(min(last - 1, resumed + int(random.integers(1, AHEAD))))
