@@ -33,6 +33,8 @@ def _kill(
 ) -> tuple[str, list[int]]:
     """Wait for a random moment and kill; returns (what was done, the ranks killed)."""
     moment = "end" if at_end else _draw(random, MOMENTS)
+    if resumed == last:  # a start that has nothing left to do
+        moment = "starting"
     victim = _draw(random, VICTIMS)
     rank = int(random.integers(attempt.ranks))
     if moment == "starting":
