@@ -33,11 +33,11 @@ def _kill(
 ) -> tuple[str, list[int]]:
     """Wait for a random moment and kill; returns (what was done, the ranks killed)."""
     moment = "end" if at_end else _draw(random, MOMENTS)
-    if resumed == last:  # a start that has nothing left to do
-        moment = "starting"
+    if resumed == last:  # a start that has nothing left to do, and may be done before the kill
+        moment = "ended before"
     victim = _draw(random, VICTIMS)
     rank = int(random.integers(attempt.ranks))
-    if moment == "starting":
+    if moment in ("starting", "ended before"):
         time.sleep(float(random.uniform(0.1, 3.5)))
     elif moment == "end":
         attempt.until_step(last, FINISH_S + last)
