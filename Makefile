@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RANKS ?= 2
 
-.PHONY: pretrain test test-matrix test-slow lint setup setup-test check-machine clean
+.PHONY: pretrain test test-matrix test-slow test-faults lint setup setup-test check-machine clean
 
 pretrain: setup  ## shards, pretraining on two FSDP ranks, probe, report: runs/debug/
 	$(BIN)/frontier shards write --scenes 2400 --sensors rgb --seed 0 shards/scenes
@@ -22,6 +22,9 @@ test-matrix: setup-test  ## every parallelism on 1 to 8 ranks, every stop-and-re
 
 test-slow: setup-test  ## the long ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+test-faults: setup-test  ## every fault on real runs, 100 random kills in a row, a table: half an hour on two idle cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults
 
 lint: setup-test
 	$(BIN)/ruff check .

@@ -64,6 +64,7 @@ class OpenShard:
         self.arrays: dict[str, Any] = {}
         self._file: h5py.File | None = None
         self._descriptor: int | None = None
+        self._size = 0
         self._offsets: dict[str, int] = {}
         file = open_file(path)
         try:
@@ -75,6 +76,7 @@ class OpenShard:
             if any(offset is not None for offset in offsets.values()):
                 self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 view = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+                self._size = len(view)
             for name, offset in offsets.items():
                 if offset is None:
                     self.arrays[name] = file[name]
@@ -100,6 +102,7 @@ class OpenShard:
             if stop > start:
                 array.read_direct(out, np.s_[start:stop])
             return
+        self.check_whole()
         size = array[0].nbytes
         if (stop - start) * size < LONG_RUN or self._descriptor is None or not out.flags.c_contiguous:
             np.copyto(out, array[start:stop])
@@ -111,6 +114,12 @@ class OpenShard:
             if got == 0:
                 raise UserError(f"shard {self.path}: truncated while it was read: {REWRITE}")
             done += got
+
+    def check_whole(self) -> None:
+        """Raise `UserError` where the file has shrunk since it was opened: touching the map there would end the
+        process with SIGBUS and no word of why. One system call, to be made before each run that is copied."""
+        if self._descriptor is not None and os.fstat(self._descriptor).st_size < self._size:
+            raise UserError(f"shard {self.path}: truncated while it was in use: {REWRITE}")
 
     def __del__(self) -> None:
         self.close()

@@ -116,6 +116,7 @@ class ShardSet:
             places = np.flatnonzero(owner == index)
             local = wanted[places] - self.shard_starts[index]
             opened = self._shard(int(index))  # held: letting go of it would close its file
+            opened.check_whole()
             part = opened.arrays[column]
             if isinstance(part, np.ndarray):
                 for place, row in zip(places.tolist(), local.tolist(), strict=True):

@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from frontier.errors import TransientError
 from frontier.launch.ranks import Ranks, rendezvous
@@ -38,34 +39,40 @@ def process_group(ranks: Ranks, device: torch.device, timeout_s: int) -> Iterato
     """Initialise torch.distributed for the block, also for one rank: every run takes the same path.
 
     Raises:
-        TransientError: the ranks did not find each other in time.
+        TransientError: the ranks did not find each other in time, or one was lost.
     """
     address, port = rendezvous(ranks)
     if device.type == "cuda":
         _record_flight()
+    timeout = timedelta(seconds=timeout_s)
     if ranks.world_size == 1 and "MASTER_PORT" not in os.environ:
         store: dist.Store = dist.HashStore()
     else:
         if address in ("127.0.0.1", "localhost"):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        # A client that finds nobody waits up to its timeout again before a second try: half of it keeps the bound.
+        patience = timeout if ranks.is_main else timeout / 2
         try:
-            store = dist.TCPStore(
-                address, port, ranks.world_size, is_master=ranks.is_main, timeout=timedelta(seconds=timeout_s)
-            )
+            store = dist.TCPStore(address, port, ranks.world_size, is_master=ranks.is_main, timeout=patience)
+            store.set_timeout(timeout)
         except (RuntimeError, dist.DistError) as error:
             raise TransientError(
                 f"rank {ranks.rank} of {ranks.world_size} ({ranks.source}) found no other ranks at {address}:{port} "
                 f"within {timeout_s} s: check MASTER_ADDR, MASTER_PORT and that all ranks started ({str(error)[:120]})"
             ) from None
-    dist.init_process_group(
-        _BACKENDS[device.type],
-        store=store,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        timeout=timedelta(seconds=timeout_s),
-        device_id=device if device.type != "cpu" else None,
-    )
+    # Groups made later (those of a mesh, the one that saves) take torch's own 10 or 30 minutes unless told otherwise,
+    # and a hung rank would hold the others there for so long.
+    before = distributed_c10d.default_pg_timeout, distributed_c10d.default_pg_nccl_timeout
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
     try:
+        dist.init_process_group(
+            _BACKENDS[device.type],
+            store=store,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            timeout=timeout,
+            device_id=device if device.type != "cpu" else None,
+        )
         yield
     except RuntimeError as error:  # c10d's DistError is one
         if not _lost_rank(error):
@@ -76,7 +83,9 @@ def process_group(ranks: Ranks, device: torch.device, timeout_s: int) -> Iterato
             f"newest checkpoint ({str(error).splitlines()[0][:160]})"
         ) from None
     finally:
-        dist.destroy_process_group()
+        distributed_c10d.default_pg_timeout, distributed_c10d.default_pg_nccl_timeout = before
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _record_flight() -> None:

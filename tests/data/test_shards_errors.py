@@ -221,3 +221,15 @@ def test_more_keys_are_allowed(shards: Path) -> None:
     change(shards, lambda m: m.update(future=1))
     assert load_manifest(shards)["future"] == 1
     ShardSet(shards)
+
+
+def test_truncated_while_in_use_is_an_error_not_a_crash(shards: Path) -> None:
+    opened = ShardSet(shards)
+    before = opened.read("image", 0, 2)
+    assert (opened.take("image", [1, 0]) == before[::-1]).all()
+    path = shards / "train-00000.h5"
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    for use in (lambda: opened.read("image", 0, 2), lambda: opened.take("image", [0])):
+        with pytest.raises(UserError, match="train-00000.h5: truncated while it was in use"):
+            use()
