@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -41,10 +42,18 @@ def _end_with_parent() -> Callable[[], None] | None:
 
 
 def free_port() -> int:
-    """A TCP port that was free a moment ago on the loopback address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A TCP port that was free a moment ago on the loopback address.
+
+    Drawn below the range that systems hand out to outgoing connections, which would take it again soon.
+    """
+    draw = random.SystemRandom()
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port := draw.randrange(15000, 32000)))
+            except OSError:
+                continue
+            return port
 
 
 def run_local(command: Sequence[str], ranks: int, grace_s: float = 10.0, settle_s: float = 2.0) -> int:

@@ -104,7 +104,7 @@ def rendezvous(ranks: Ranks, env: Mapping[str, str] | None = None) -> tuple[str,
         "",
     )
     step = env.get("SLURM_STEP_ID", "")
-    derived = 20000 + int.from_bytes(hashlib.sha256(f"{job}.{step}".encode()).digest()[:4], "big") % 20000
+    derived = 20000 + int.from_bytes(hashlib.sha256(f"{job}.{step}".encode()).digest()[:4], "big") % 12000
     port = int(env.get("MASTER_PORT", derived))
     if "MASTER_ADDR" in env:
         return env["MASTER_ADDR"], port
