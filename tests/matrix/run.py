@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from frontier.train.storage import read_tensors
-from tests.conftest import curve, toy_config
+from tests.conftest import curve, read_jsonl, toy_config
 from tests.matrix.cells import STEPS, STOP, Cell
 
 TOLERANCE = 1e-5
@@ -96,6 +96,8 @@ class Bench:
             jobs.setdefault(second.ranks, []).append((name, second.overrides))
         for ranks, listed in jobs.items():
             self.run(ranks, listed)
+        for name in names.values():  # a run begun anew would show the same curve
+            assert [row["resumed_from"] for row in read_jsonl(self.folder / name / "starts.jsonl")] == [STOP]
         return names
 
     def difference(self, name: str) -> Difference:
