@@ -220,6 +220,7 @@ def checkpoint_worker(args: argparse.Namespace) -> dict[str, Any] | None:
     from frontier.launch.process_group import process_group
     from frontier.launch.ranks import discover
     from frontier.train.plan import resolve
+    from frontier.train.preemption import StopFlag
     from frontier.train.trainer import train
 
     keep_freed_memory()
@@ -237,7 +238,7 @@ def checkpoint_worker(args: argparse.Namespace) -> dict[str, Any] | None:
             log={"progress": "none"},
         )
         plan = resolve(wanted, ranks.world_size)
-        train(plan, ranks, device)
+        train(plan, ranks, device, StopFlag())
         rows = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
         size = sum(f.stat().st_size for f in (Path(run_dir) / "checkpoints").rglob("*.bin"))
     return {

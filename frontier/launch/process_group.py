@@ -75,7 +75,7 @@ def process_group(ranks: Ranks, device: torch.device, timeout_s: int) -> Iterato
         )
         yield
     except RuntimeError as error:  # c10d's DistError is one
-        if not _lost_rank(error):
+        if not lost_rank(error):
             raise
         raise TransientError(
             f"rank {ranks.rank} on {socket.gethostname()} lost contact with another rank, which died, hung for "
@@ -103,7 +103,7 @@ def _record_flight() -> None:
             os.environ.update(dict.fromkeys(names, value))
 
 
-def _lost_rank(error: RuntimeError) -> bool:
+def lost_rank(error: RuntimeError) -> bool:
     """Whether a collective failed because another rank is gone, as far as the backends' words tell."""
     text = str(error).lower()
     signs = ("connection closed by peer", "connection reset by peer", "timed out", "timeout", "remote process exited")

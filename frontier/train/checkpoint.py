@@ -21,6 +21,7 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from frontier.errors import UserError
+from frontier.launch.process_group import lost_rank
 from frontier.parallel.shares import LoadPlanner, SavePlanner, Share
 from frontier.train.storage import (
     COMPLETE,
@@ -152,6 +153,9 @@ class Checkpoints:
                 writer = Writer(temporary, self.rank, commit)
                 dcp.save(held, storage_writer=writer, planner=SavePlanner(), process_group=self.group)
             except (CheckpointException, OSError) as error:
+                cause = _reason(error)
+                if isinstance(cause, RuntimeError) and lost_rank(cause):
+                    raise cause from None  # not the disk: another rank is gone
                 self._error = self._explain(step, error)
             self._written = time.perf_counter() - start
 

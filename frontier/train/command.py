@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -61,6 +62,11 @@ def main(argv: Sequence[str]) -> int:
         if args.ranks > 1:
             return run_local(command, args.ranks)
 
+    from frontier.train.preemption import StopFlag
+
+    # Before the slow imports; a dry run ends as any program does. The handlers stay: a signal in the last moments is late, not deadly.
+    stop = None if args.dry_run else StopFlag()
+
     from frontier.config.load import load_config
     from frontier.config.schema import ZERO
     from frontier.parallel.zero import check_installed
@@ -101,7 +107,14 @@ def main(argv: Sequence[str]) -> int:
         keep_freed_memory()
     try:
         with process_group(ranks, device, config.parallel.timeout_s):
-            return train(plan, ranks, device)
+            assert stop is not None
+            return train(plan, ranks, device, stop)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RankError(
+            f"rank {ranks.rank}: the disk of {config.run.dir} is full: free some space and start again"
+        ) from None
     except UserError as error:
         # What all ranks met is said by rank 0 alone, what one rank met by itself, a lost rank once a node.
         told = isinstance(error, RankError) or (isinstance(error, TransientError) and ranks.local_rank == 0)

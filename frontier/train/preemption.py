@@ -14,12 +14,19 @@ STOP_FILE = "STOP"
 
 
 class StopFlag:
-    """Set by a signal to any rank, or by the STOP file as rank 0 sees it."""
+    """Set by a signal to any rank, or by the STOP file as rank 0 sees it.
 
-    def __init__(self, run_dir: Path, is_main: bool) -> None:
-        self._file = run_dir / STOP_FILE if is_main else None
+    Made before anything that takes time, so that a signal during the start is not lost; the handlers stay until `close`.
+    """
+
+    def __init__(self) -> None:
+        self._file: Path | None = None
         self.reason: str | None = None
         self._before = {s: signal.signal(s, self._on_signal) for s in (signal.SIGUSR1, signal.SIGTERM)}
+
+    def watch(self, run_dir: Path) -> None:
+        """Look for the STOP file of a run from now on."""
+        self._file = run_dir / STOP_FILE
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self.reason = signal.Signals(number).name

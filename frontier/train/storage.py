@@ -33,6 +33,8 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from frontier.train.direct import DirectFile
+
 INDEX, COMPLETE, SCHEMA = "index.json", "complete.json", 1
 _DTYPES = {
     "float32": torch.float32,
@@ -106,7 +108,7 @@ class Writer(StorageWriter):
         name = f"rank_{self.rank:05d}.bin"
         results, offset = [], 0
         if plan.items:
-            with open(self.folder / name, "wb") as file:
+            with DirectFile(self.folder / name) as file:
                 for item in plan.items:
                     if item.type == WriteItemType.BYTE_IO:
                         raise TypeError(f"{item.index.fqn} is no tensor: a checkpoint holds tensors only")
@@ -115,8 +117,6 @@ class Writer(StorageWriter):
                     piece = Piece(name, offset, len(data), zlib.crc32(data))
                     results.append(WriteResult(index=item.index, size_in_bytes=len(data), storage_data=piece))
                     offset += len(data)
-                file.flush()
-                os.fsync(file.fileno())
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
         return future

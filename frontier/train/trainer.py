@@ -149,8 +149,8 @@ def _facts(plan: RunPlan, ranks: Ranks, device: torch.device, resumed: int | Non
     }
 
 
-def train(plan: RunPlan, ranks: Ranks, device: torch.device) -> int:
-    """Run `plan` to its end or until asked to stop. Collective; needs a process group.
+def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> int:
+    """Run `plan` to its end or until `stop` is set on some rank. Collective; needs a process group.
 
     Returns:
         EXIT_OK when all steps are done, EXIT_REQUEUE when stopped on request after a checkpoint.
@@ -160,8 +160,8 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device) -> int:
     """
     config, run_dir = plan.config, plan.run_dir
     torch.use_deterministic_algorithms(config.run.deterministic)
-    stop = StopFlag(run_dir, ranks.is_main)
     if ranks.is_main:
+        stop.watch(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
     dist.barrier()
     facts = _facts(plan, ranks, device, None)
@@ -235,7 +235,6 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device) -> int:
         console.close()
         if log is not None:
             log.close()
-        stop.close()
     if ranks.is_main:
         where = run_dir / "checkpoints" / f"step_{step:08d}"
         if stopped and step < plan.steps:
