@@ -98,6 +98,8 @@ class ParallelConfig(Section):
         if self.tensor > 1 and (zero or strategy == "ddp"):
             other = "no_shard" if strategy == "ddp" else "full_shard or hybrid_<k>"
             raise ValueError(f"parallel.tensor does not compose with strategy {strategy}: use {other}")
+        if not self.sequence_parallel and self.tensor == 1:
+            raise ValueError("parallel.sequence_parallel=false has no effect without parallel.tensor: leave it out")
         if self.offload and strategy == "ddp":
             raise ValueError("parallel.offload is not possible under strategy ddp: use no_shard")
         if self.compile and zero:

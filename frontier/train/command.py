@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--nodes", type=int, metavar="N", help="with --dry-run: as if on N nodes, and what one rank sets up"
     )
-    parser.add_argument("--ranks-per-node", type=int, default=8, metavar="N", help="with --nodes; default 8")
+    parser.add_argument("--ranks-per-node", type=int, metavar="N", help="with --nodes; default 8")
     parser.add_argument("--samples", type=int, metavar="N", help="with --nodes: as if the data held N training samples")
     parser.add_argument("--rank", type=int, metavar="R", help="with --nodes: the rank to look at; default the last")
     parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
@@ -40,8 +40,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--world-size, --nodes and --json go with --dry-run")
     if args.nodes is not None and args.world_size:
         raise UserError("--nodes and --world-size say the same: give one")
-    if (args.rank is not None or args.samples) and args.nodes is None:
-        raise UserError("--rank and --samples go with --nodes")
+    if args.nodes is None and any(v is not None for v in (args.rank, args.samples, args.ranks_per_node)):
+        raise UserError("--rank, --samples and --ranks-per-node go with --nodes")
     if any(
         number is not None and number < 1 for number in (args.nodes, args.ranks_per_node, args.world_size, args.samples)
     ):
@@ -73,7 +73,8 @@ def main(argv: Sequence[str]) -> int:
     from frontier.train.at_scale import Started, at_scale
     from frontier.train.plan import resolve
 
-    world = args.world_size or (args.nodes or 0) * args.ranks_per_node or args.ranks or ranks.world_size
+    per_node = args.ranks_per_node or 8
+    world = args.world_size or (args.nodes or 0) * per_node or args.ranks or ranks.world_size
     watched = world - 1 if args.rank is None else args.rank
     if not 0 <= watched < world:
         raise UserError(f"--rank {watched}: there are ranks 0 to {world - 1}")
@@ -91,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
     if args.dry_run:
         from frontier.train.dry_run import dry_run
 
-        scale = at_scale(plan, watched, args.ranks_per_node, started) if args.nodes else None
+        scale = at_scale(plan, watched, per_node, started) if args.nodes else None
         if ranks.is_main:
             dry_run(plan, scale, as_json=args.json)
         return EXIT_OK

@@ -47,6 +47,7 @@ def test_tensor_degree_must_divide() -> None:
         (("parallel.tensor=3",), "does not divide 2 ranks: choose among 1, 2"),
         (("parallel.prefetch=2", "parallel.strategy=shard_grad_op"), "parallel.prefetch has no effect"),
         (("parallel.offload=true", "parallel.strategy=ddp"), "use no_shard"),
+        (("parallel.sequence_parallel=false",), "no effect without parallel.tensor"),
         (("parallel.activation_checkpointing=some",), "selective"),
         (("parallel.tensor=2", "train.global_batch=31"), "global_batch=31"),
     ],
