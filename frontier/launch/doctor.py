@@ -10,6 +10,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+# Their names changed in PyTorch 2.13.
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 MIB = 16
 """Size of the tensors that collectives are measured with, MiB a rank."""
 
@@ -46,7 +50,7 @@ def examine(device: torch.device) -> dict[str, Any]:
     size = 512 if device.type == "cpu" else 4096
     own = torch.tensor([2 * size**3 / product_seconds(device) / 1e9], device=device)
     every = torch.empty(world, device=device)
-    dist.all_gather_into_tensor(every, own)
+    all_gather(every, own)
     rates = every.tolist()
     found: dict[str, Any] = {
         "product_gflops": {
@@ -61,8 +65,8 @@ def examine(device: torch.device) -> dict[str, Any]:
         wire = 4 * count * (world - 1) / world / 1e9
         found["bus_gb_per_s"] = {
             "all_reduce": 2 * wire / _shortest(lambda: dist.all_reduce(whole), device),
-            "all_gather": wire / _shortest(lambda: dist.all_gather_into_tensor(whole, part), device),
-            "reduce_scatter": wire / _shortest(lambda: dist.reduce_scatter_tensor(part, whole), device),
+            "all_gather": wire / _shortest(lambda: all_gather(whole, part), device),
+            "reduce_scatter": wire / _shortest(lambda: reduce_scatter(part, whole), device),
         }
     return found
 

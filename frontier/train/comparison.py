@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from frontier.launch.doctor import product_seconds
+from frontier.launch.doctor import all_gather, product_seconds
 from frontier.launch.ranks import Ranks
 
 OUTLIER = 1.5
@@ -50,7 +49,7 @@ class RankComparison:
         own = torch.tensor([product_seconds(self.device), statistics.fmean(self.waits)], device=self.device)
         self.waits = []
         every = torch.empty(2 * self.ranks.world_size, device=self.device)
-        dist.all_gather_into_tensor(every, own)
+        all_gather(every, own)
         columns = every.view(-1, 2).T.tolist()
         found = {"product_s": outliers(columns[0]), "data_s": outliers(columns[1], LEAST_WAIT_S)}
         if self.ranks.is_main:

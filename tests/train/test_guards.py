@@ -69,3 +69,4 @@ def test_ranks_are_compared_at_intervals(toy: Path, tmp_path: Path) -> None:
     assert 0 < doctor["product_gflops"]["min"] <= doctor["product_gflops"]["median"]
     assert all(value > 0 for value in doctor["bus_gb_per_s"].values())
     assert "doctor: bus bandwidth" in done.stdout
+    assert "Warning" not in done.stderr
