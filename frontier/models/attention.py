@@ -1,5 +1,8 @@
 """softmax(q k^T / sqrt(head_dim)) v, through the kernel that suits device, precision and length."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ def padded_attention(q: Tensor, k: Tensor, v: Tensor, padding: int | None = None
     only: head dim 105 becomes 112, 6.7 % more work there. None pads by what the device wants.
     """
     head_dim = q.shape[-1]
-    if q.device.type == "meta":
+    if q.device.type == "meta" and _fused_on_meta.get():
         return AttentionOnMeta.apply(q, k, v)
     if padding is None:
         padding = attention_padding(head_dim, q.device.type)
@@ -31,6 +34,19 @@ def padded_attention(q: Tensor, k: Tensor, v: Tensor, padding: int | None = None
         return F.scaled_dot_product_attention(q, k, v)
     q, k, v = (F.pad(t, (0, padding)) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=head_dim**-0.5)[..., :head_dim]
+
+
+_fused_on_meta: ContextVar[bool] = ContextVar("fused_on_meta", default=False)
+
+
+@contextmanager
+def fused_on_meta() -> Iterator[None]:
+    """Count memory on meta as fused kernels use it (`AttentionOnMeta`). Without it PyTorch's unfused maths is traced."""
+    token = _fused_on_meta.set(True)
+    try:
+        yield
+    finally:
+        _fused_on_meta.reset(token)
 
 
 @torch.library.custom_op("frontier::attention_on_meta", mutates_args=())

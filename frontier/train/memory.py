@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from frontier.config.schema import ZERO
+from frontier.models.attention import fused_on_meta
 from frontier.parallel.apply import SAVED_WHEN_SELECTIVE, ShardUnits
 from frontier.parallel.tensor import planned_modules
 from frontier.train.plan import RunPlan
@@ -109,7 +110,7 @@ def count_activations(plan: RunPlan) -> _Count:
             part.register_forward_hook(lambda *_: inner.pop() and None)
     micro, size = plan.batch.micro_batch, config.data.image_size
     dear = _Dear()
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), dear:
+    with torch.device("meta"), fused_on_meta(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), dear:
         images = torch.empty(micro, len(config.data.mean), size, size)
         members = torch.zeros(micro, 2, dtype=torch.int64)
         ends: list[int] = []

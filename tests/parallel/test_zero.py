@@ -136,7 +136,7 @@ def test_dry_run_shows_the_config(toy: Path) -> None:
     assert (memory["gradients"], memory["optimizer"]) == pytest.approx((whole / 4, whole / 2))
     assert config["zero_optimization"]["stage"] == 2
     assert (config["train_batch_size"], config["gradient_accumulation_steps"]) == (32, 2)
-    assert config["gradient_clipping"] == 0.5
+    assert config["gradient_clipping"] == 0.2
     assert "stage: 2" in run_frontier("pretrain", toy, *options).stdout
 
 
