@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,7 +214,7 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
             stopped = result.stop
             result.parts["checkpoint_s"] = held
             for line in comparison.step(step, result.parts["data_s"]):
-                console.say(line)
+                print(line, file=sys.stderr, flush=True)  # by the rank that it is about
             now = time.perf_counter()
             if log is not None:
                 row = _row(plan, step, guard, result, lr, now - before, facts, device, start)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ import pytest
 from frontier.errors import UserError
 from frontier.train.comparison import outliers
 from frontier.train.guards import HISTORY, LEAST, Guard
-from tests.conftest import read_jsonl, run_frontier
+from tests.conftest import ROOT, read_jsonl, run_frontier
 
 
 def feed(guard: Guard, steps: int, norm: float = 2.0, loss: float = 0.5) -> None:
@@ -70,3 +73,17 @@ def test_ranks_are_compared_at_intervals(toy: Path, tmp_path: Path) -> None:
     assert all(value > 0 for value in doctor["bus_gb_per_s"].values())
     assert "doctor: bus bandwidth" in done.stdout
     assert "Warning" not in done.stderr
+
+
+def test_a_slow_rank_speaks_for_itself(toy: Path) -> None:
+    """With the limit at 0 every rank stands out; each says so, not only rank 0."""
+    slow = "import sys, frontier.train.comparison as c; c.OUTLIER = 0.0; from frontier.cli import main; sys.exit(main(sys.argv[1:]))"
+    start = "import sys; from frontier.launch.local import run_local; sys.exit(run_local(sys.argv[1:], 2))"
+    words = ["pretrain", str(toy), "train.steps=5", "log.ranks_every=5"]
+    done = subprocess.run(
+        [sys.executable, "-c", start, sys.executable, "-c", slow, *words],
+        capture_output=True, text=True, timeout=120, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        assert f"slow rank {rank} on " in done.stderr
