@@ -25,6 +25,8 @@ extras = {
     "mpi": ["mpi4py>=4.0"],
     "deepspeed": ["deepspeed>=0.19.8"],
     "export": ["safetensors>=0.4"],
+    "geo": ["rasterio>=1.4", "pyproj>=3.6"],
+    "hdf5": ["hdf5plugin>=5.0"],
     "test": ["pytest>=8", "ruff>=0.6", "mypy>=1.11", "types-PyYAML", "transformers>=5.0", "safetensors>=0.4"],
 }
 

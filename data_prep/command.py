@@ -1,4 +1,4 @@
-"""`frontier shards write|verify|stats|info|bench|card`: the command line of data preparation."""
+"""`frontier shards write|readers|verify|stats|info|bench|card`: the command line of data preparation."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from data_prep.plan import PlanOptions
+    from data_prep.source import Source
+    from data_prep.team import Team
 
 from frontier.errors import EXIT_OK, EXIT_USER, UserError
+
+_FOR_SCENES = {"sensors": "--sensors", "size": "--size"}
+_FOR_ARCHIVES = {"reader": "--reader", "settings": "--set"} | {
+    name: "--" + name.replace("_", "-")
+    for name in ("image_size", "fit", "channels", "on_error", "gsd_m", "license", "citation")
+}
 
 
 def main(argv: list[str]) -> int:
@@ -44,6 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--column", help="image column to read (default: the first)")
     sub.add_argument("--block", type=int, default=64, help="samples a read (default: %(default)s)")
     sub.add_argument("--seconds", type=float, default=1.0, help="time for each reader (default: %(default)s)")
+    sub = verbs.add_parser("readers", help="the kinds of archive that `write --from` reads", description="Readers.")
+    sub.add_argument("name", nargs="?", metavar="NAME", help="one reader: its layout, settings, licence and citation")
+    sub.add_argument("--json", action="store_true", help="print the answer as JSON")
+    sub.set_defaults(run=_readers)
     sub = verb("card", "a Markdown dataset card", _card)
     sub.add_argument("--output", type=Path, help="file to write (default: the terminal)")
     return parser
@@ -53,11 +68,11 @@ def _add_write(verbs: Any) -> None:
     sub = verbs.add_parser(
         "write",
         help="write shards, or finish an interrupted write",
-        description="Write shards from a folder of images or from generated scenes. Run again after an "
-        "interruption: only what is missing is written.",
+        description="Write shards from an archive or from generated scenes. Run again after an interruption: only "
+        "what is missing is written.",
     )
     source = sub.add_mutually_exclusive_group(required=True)
-    source.add_argument("--from", dest="folder", type=Path, metavar="FOLDER", help="images, in class folders or flat")
+    source.add_argument("--from", dest="path", type=Path, metavar="PATH", help="what --reader reads")
     source.add_argument("--scenes", type=int, metavar="N", help="generate N labelled multi-sensor scenes")
     sub.add_argument("out", metavar="OUT", type=Path, help="directory to write")
     sub.add_argument("--name", help="name of the data set (default: the folder's)")
@@ -77,48 +92,51 @@ def _add_write(verbs: Any) -> None:
     sub.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
     sub.add_argument("--overwrite", action="store_true", help="replace shards of another plan in OUT")
     sub.add_argument("--json", action="store_true", help="print the summary as JSON")
-    folder = sub.add_argument_group("with --from")
-    folder.add_argument("--image-size", type=int, metavar="N", help="side in pixels (default: the images' own)")
-    folder.add_argument(
+    reader = sub.add_argument_group("with --from")
+    reader.add_argument(
+        "--reader", metavar="NAME", help="kind of archive, see `frontier shards readers` (default: folder, of images)"
+    )
+    reader.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a setting of the reader"
+    )
+    reader.add_argument("--image-size", type=int, metavar="N", help="side in pixels (default: the images' own)")
+    reader.add_argument(
         "--fit",
         choices=("resize", "crop", "resize_crop"),
-        default="resize_crop",
         help="resize: scale both sides to N; crop: the centre at native resolution; resize_crop: scale the "
         "shorter side to N, crop the centre (default)",
     )
-    folder.add_argument(
+    reader.add_argument(
         "--channels",
         choices=("auto", "rgb", "grey"),
-        default="auto",
-        help="auto: one band if every image is grey, else three (grey is repeated); alpha is dropped",
+        help="auto (default): one band if every image is grey, else three (grey is repeated); alpha is dropped",
     )
-    folder.add_argument(
+    reader.add_argument(
         "--on-error",
         choices=("stop", "skip"),
-        default="stop",
-        help="images that cannot be used are listed in OUT/unreadable.tsv; stop before writing, or leave them out",
+        help="inputs that cannot be used are listed in OUT/unreadable.tsv; stop before writing (default), or leave "
+        "them out",
     )
-    folder.add_argument("--gsd-m", type=float, help="ground sampling distance in metres, recorded")
-    folder.add_argument("--license", help="licence of the images, recorded")
-    folder.add_argument("--citation", help="how to cite the images, recorded")
+    reader.add_argument("--gsd-m", type=float, help="ground sampling distance in metres, recorded")
+    reader.add_argument("--license", help="licence of the images, recorded")
+    reader.add_argument("--citation", help="how to cite the images, recorded")
     scenes = sub.add_argument_group("with --scenes")
     scenes.add_argument(
         "--sensors",
-        default="rgb",
-        help="comma-separated: rgb (column image), s2, s1, naip (default: %(default)s)",
+        help="comma-separated: rgb (column image), s2, s1, naip (default: rgb)",
     )
-    scenes.add_argument("--size", type=int, default=64, help="side in pixels of 10 m (default: %(default)s)")
+    scenes.add_argument("--size", type=int, help="side in pixels of 10 m (default: 64)")
     sub.set_defaults(run=_write)
 
 
 def _write(arguments: argparse.Namespace) -> int:
-    from data_prep.folder import REPORT
+    from data_prep.readers.registry import REPORT
     from data_prep.team import assemble
     from data_prep.writer import write
 
     team = assemble()
     try:
-        source, options = team.lead(lambda: _source(arguments))
+        source, options = team.lead(lambda: _source(arguments, team))
         done = write(
             source,
             arguments.out,
@@ -162,38 +180,26 @@ def _write(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _source(arguments: argparse.Namespace) -> tuple[Any, Any]:
+def _source(arguments: argparse.Namespace, team: Team) -> tuple[Source, PlanOptions]:
     """The source and the plan's options that the command line asks for."""
-    from data_prep.folder import REPORT, FolderOptions, scan_folder
     from data_prep.plan import PlanOptions
     from data_prep.scenes import SceneSource
-    from data_prep.source import Source
     from data_prep.writer import check_target
 
     check_target(arguments.out)
+    other = _FOR_SCENES if arguments.path is not None else _FOR_ARCHIVES
+    for name, flag in other.items():
+        if getattr(arguments, name):
+            raise UserError(f"{flag}: has no effect without {'--scenes' if arguments.path is not None else '--from'}")
     source: Source
-    if arguments.folder is not None:
-        source = scan_folder(
-            arguments.folder,
-            FolderOptions(
-                arguments.image_size,
-                arguments.fit,
-                arguments.channels,
-                arguments.on_error,
-                arguments.gsd_m,
-                arguments.name,
-                arguments.license,
-                arguments.citation,
-            ),
-            workers=arguments.workers,
-            report=arguments.out / REPORT,
-        )
+    if arguments.path is not None:
+        source = _archive(arguments, team)
     else:
         source = SceneSource(
             arguments.scenes,
             seed=arguments.seed,
-            size=arguments.size,
-            sensors=[sensor.strip() for sensor in arguments.sensors.split(",") if sensor.strip()],
+            size=64 if arguments.size is None else arguments.size,
+            sensors=[sensor.strip() for sensor in (arguments.sensors or "rgb").split(",") if sensor.strip()],
             name=arguments.name,
         )
     listing = source.listing()
@@ -208,6 +214,62 @@ def _source(arguments: argparse.Namespace) -> tuple[Any, Any]:
         samples_per_shard=arguments.samples_per_shard,
         compression=arguments.compression,
     )
+
+
+def _archive(arguments: argparse.Namespace, team: Team) -> Source:
+    """The source that `--from` and the options beside it ask for."""
+    from data_prep.readers.registry import COMMON, REPORT, Request, find_reader, parse_settings
+
+    reader = find_reader(arguments.reader or "folder")
+    given = {name: getattr(arguments, name) for name in COMMON if getattr(arguments, name) is not None}
+    for name in given:
+        if name not in reader.uses:
+            raise UserError(f"{COMMON[name]}: has no effect with reader {reader.name}: leave it out")
+    return reader.open(
+        Request(
+            path=arguments.path,
+            reader=reader,
+            name=arguments.name,
+            settings=parse_settings(reader, arguments.settings),
+            seed=arguments.seed,
+            workers=arguments.workers,
+            report=arguments.out / REPORT,
+            team=team,
+            **given,
+        )
+    )
+
+
+def _readers(arguments: argparse.Namespace) -> int:
+    from data_prep.readers.registry import COMMON, all_readers, find_reader
+
+    if arguments.name is None:
+        found = all_readers()
+        width = max(len(reader.name) for reader in found)
+        _print(
+            arguments,
+            [reader.as_dict() for reader in found],
+            "\n".join(f"{reader.name:<{width}}  {reader.summary}" for reader in found),
+        )
+        return EXIT_OK
+    reader = find_reader(arguments.name)
+    lines = [f"{reader.name}: {reader.summary}", f"expects: {reader.expects}"]
+    lines += [
+        f"{what}: {text}"
+        for what, text in (
+            ("homepage", reader.homepage),
+            ("licence", reader.license),
+            ("citation", reader.citation),
+            ("options", ", ".join(sorted(COMMON[name] for name in reader.uses))),
+        )
+        if text
+    ]
+    for name, setting in reader.settings.items():
+        default = "must be given" if setting.default is None else f"default: {setting.default or 'none'}"
+        choices = f", one of {', '.join(setting.choices)}" if setting.choices else ""
+        lines.append(f"--set {name}=…: {setting.help} ({default}{choices})")
+    _print(arguments, reader.as_dict(), "\n".join(lines))
+    return EXIT_OK
 
 
 def _progress() -> Any:

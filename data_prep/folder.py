@@ -13,40 +13,23 @@ are not followed; names that begin with a dot are left out.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.images import Fit, Probe, decode, load_image, probe
-from data_prep.source import Band, ImageColumn, Listing
+from data_prep.images import Probe, decode, load_image, probe
+from data_prep.readers.registry import Reader, Request
+from data_prep.source import Band, ImageColumn, Listing, Source
 from frontier.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
-REPORT = "unreadable.tsv"
 _SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 _SPLIT_NAMES |= {"test": "test", "testing": "test"}
-_IN_PROCESS = 2000
-
-
-@dataclass(frozen=True)
-class FolderOptions:
-    """`size` None keeps the images' own common size. `channels`: auto | rgb | grey. `on_error`: stop | skip."""
-
-    size: int | None = None
-    fit: Fit = "resize_crop"
-    channels: str = "auto"
-    on_error: str = "stop"
-    gsd_m: float | None = None
-    name: str | None = None
-    license: str | None = None
-    citation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,55 +41,57 @@ class Found:
     split: str
 
 
-class FolderSource:
-    """Images of a folder, one column "image" [C, N, N], uint8 or uint16. Build it with `scan_folder`."""
+class ImageSource(Source):
+    """Image files, one column "image" [C, N, N], uint8 or uint16. Build it with `image_source`."""
 
     def __init__(
         self,
-        root: Path,
+        request: Request,
         files: list[Found],
         probes: list[Probe],
-        options: FolderOptions,
         notes: dict[str, Any],
+        classes: Sequence[str],
     ) -> None:
         """`files` and `probes` go together; all probes are of images that decode."""
-        self.root = root
-        self.name = options.name or root.resolve().name
-        self.license = options.license
-        self.citation = options.citation
+        self.root = request.path
+        self.name = request.name or request.path.resolve().name
+        self.license = request.license or request.reader.license
+        self.citation = request.citation or request.reader.citation
+        self.homepage = request.reader.homepage
         self._files = files
         self._hashes = [found.sha256 for found in probes]
-        self._options = options
+        self._request = request
         self._notes = notes
-        self._classes = tuple(sorted({file.label for file in files} - {""}))
-        grey = options.channels == "grey" or (options.channels == "auto" and all(found.grey for found in probes))
+        self._classes = tuple(classes)
+        grey = request.channels == "grey" or (request.channels == "auto" and all(found.grey for found in probes))
         self._deep = all(found.deep for found in probes)
-        size = options.size if options.size is not None else _common_size(root, probes)
+        size = request.image_size if request.image_size is not None else _common_size(request.path, probes)
         names = ("grey",) if grey else ("red", "green", "blue")
+        height, width = (size, size) if isinstance(size, int) else size
+        self._shape = (len(names), height, width)
         self.images = {
             "image": ImageColumn(
-                (len(names), *((size, size) if isinstance(size, int) else size)),
+                self._shape,
                 "uint16" if self._deep else "uint8",
-                tuple(Band(name) for name in names),
-                gsd_m=options.gsd_m,
+                tuple(Band(name, common_name=None if grey else name) for name in names),
+                gsd_m=request.gsd_m,
                 units="digital number",
             )
         }
-        self.columns: dict[str, str] = {}
 
     def describe(self) -> dict[str, Any]:
         digest = hashlib.sha256()
         for file, content in zip(self._files, self._hashes, strict=True):
             digest.update(f"{file.path}\0{content}\n".encode("utf-8", "surrogateescape"))
         return {
-            "kind": "folder",
+            "kind": self._request.reader.name,
             "folder": self.root.resolve().name,
             "files": len(self._files),
             "content_sha256": digest.hexdigest(),
-            "image_size": self._options.size,
-            "fit": self._options.fit,
-            "channels": self._options.channels,
-            "gsd_m": self._options.gsd_m,
+            "image_size": self._request.image_size,
+            "fit": self._request.fit,
+            "channels": self._request.channels,
+            "gsd_m": self._request.gsd_m,
         }
 
     def listing(self) -> Listing:
@@ -132,52 +117,46 @@ class FolderSource:
             if hashlib.sha256(data).hexdigest() != self._hashes[row]:
                 raise UserError(f"{path}: changed while it was read: run the same command again")
             image = decode(data)
-            out[place] = load_image(image, column.shape, self._options.fit, self._deep)
+            out[place] = load_image(image, self._shape, self._request.fit, self._deep)
         return {"image": out}
 
 
-def scan_folder(
-    root: str | Path, options: FolderOptions, *, workers: int = 1, report: Path | None = None
-) -> FolderSource:
-    """Find, decode and hash every image of `root`.
+def scan_folder(request: Request) -> ImageSource:
+    """Find, decode and hash every image of the folder. Raises `UserError`, see `find_images` and `image_source`."""
+    _check_size(request)
+    files, notes = find_images(request.path)
+    return image_source(request, files, notes)
 
-    Files that do not decode are listed in `report` (path, tab, reason), and left out with `on_error="skip"`.
-    Raises `UserError` for such files with `on_error="stop"`, for a folder without images, with images both beside
-    and inside class folders, or with several sizes where `options.size` is None.
+
+def image_source(
+    request: Request, files: list[Found], notes: dict[str, Any], classes: Sequence[str] | None = None
+) -> ImageSource:
+    """Decode and hash every one of `files`; `classes` fixes the order of the class names (default: sorted).
+
+    Files that do not decode are dealt with by `request.settle`. Raises `UserError` for them with "stop", or for
+    several sizes where no `image_size` is asked.
     """
-    root = Path(root)
-    if options.size is not None and options.size < 1:
-        raise UserError(f"--image-size {options.size}: give 1 or more pixels")
-    files, notes = find_images(root)
-    probes = _probe_all(root, [file.path for file in files], options, workers)
-    bad = [(file, found.error) for file, found in zip(files, probes, strict=True) if found.error]
-    if bad:
-        if report is not None:
-            report.parent.mkdir(parents=True, exist_ok=True)
-            lines = [f"{file.path}\t{reason}\n" for file, reason in bad]
-            report.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
-        if options.on_error == "stop":
-            shown = "; ".join(f"{file.path} ({reason})" for file, reason in bad[:3])
-            more = f"; all of them in {report}" if report is not None else ""
-            raise UserError(
-                f"{root}: {len(bad)} of {len(files)} images cannot be used: {shown}{more}: "
-                "mend or remove them, or pass --on-error skip"
-            )
-    elif report is not None:
-        report.unlink(missing_ok=True)
+    _check_size(request)
+    least = request.image_size if request.image_size is not None and request.fit == "crop" else 1
+    probes = request.map(probe, [(str(request.path / file.path), least) for file in files])
+    bad = [(file.path, found.error) for file, found in zip(files, probes, strict=True) if found.error]
+    notes = notes | request.settle(bad, len(files), "images")
     good = [(file, found) for file, found in zip(files, probes, strict=True) if not found.error]
-    if not good:
-        raise UserError(f"{root}: none of {len(files)} images can be used: {bad[0][0].path} ({bad[0][1]})")
     copies = Counter(found.sha256 for _, found in good)
     given: dict[str, set[str]] = {}
     for file, found in good:
         given.setdefault(found.sha256, set()).add(file.split)
     notes |= {
-        "skipped": len(bad),
         "duplicates": sum(count - 1 for count in copies.values()),
         "duplicates_across_given_splits": sum(1 for splits in given.values() if len(splits) > 1),
     }
-    return FolderSource(root, [file for file, _ in good], [found for _, found in good], options, notes)
+    names = classes if classes is not None else sorted({file.label for file, _ in good} - {""})
+    return ImageSource(request, [file for file, _ in good], [found for _, found in good], notes, names)
+
+
+def _check_size(request: Request) -> None:
+    if request.image_size is not None and request.image_size < 1:
+        raise UserError(f"--image-size {request.image_size}: give 1 or more pixels")
 
 
 def find_images(root: Path) -> tuple[list[Found], dict[str, Any]]:
@@ -226,15 +205,6 @@ def find_images(root: Path) -> tuple[list[Found], dict[str, Any]]:
     ], left_out
 
 
-def _probe_all(root: Path, paths: list[str], options: FolderOptions, workers: int) -> list[Probe]:
-    least = options.size if options.size is not None and options.fit == "crop" else 1
-    arguments = [(str(root / path), least) for path in paths]
-    if workers <= 1 or len(paths) < _IN_PROCESS:
-        return [probe(argument) for argument in arguments]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(probe, arguments, chunksize=256))
-
-
 def _common_size(root: Path, probes: list[Probe]) -> tuple[int, int]:
     sizes = Counter(found.size for found in probes)
     if len(sizes) > 1:
@@ -243,3 +213,13 @@ def _common_size(root: Path, probes: list[Probe]) -> tuple[int, int]:
             f"{root}: images of {len(sizes)} different sizes: {shown}: choose one with --image-size N (and --fit)"
         )
     return next(iter(sizes))
+
+
+FOLDER = Reader(
+    name="folder",
+    summary="JPEG, PNG or TIFF images, in class folders or flat",
+    expects="a folder of images or of class folders, optionally below train, val and test",
+    open=scan_folder,
+    uses=frozenset({"image_size", "fit", "channels", "gsd_m", "on_error", "license", "citation"}),
+)
+READERS = (FOLDER,)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.shard_file import file_sha256, wrong_samples
-from data_prep.statistics import block_samples, block_statistics, merge_statistics, published_statistics
+from data_prep.shard_file import file_sha256, stored_block, wrong_samples
+from data_prep.statistics import column_statistics, merge_statistics, published_statistics
 from frontier.data.hdf5 import OpenShard, check_size
-from frontier.data.manifest import load_manifest
+from frontier.data.manifest import load_manifest, stored_arrays
 from frontier.data.shards import ShardSet
 from frontier.errors import UserError
 
@@ -35,7 +35,7 @@ def verify(directory: str | Path, *, deep: bool = False) -> tuple[list[str], int
                 problems.append(
                     f"shard {path}: its sha256 is not the manifest's: run the same `frontier shards write` again"
                 )
-            shard = OpenShard(path, entry["samples"], manifest["images"], manifest["columns"])
+            shard = OpenShard(path, entry["samples"], stored_arrays(manifest), manifest["columns"])
         except UserError as error:
             problems.append(str(error))
             continue
@@ -63,7 +63,7 @@ def _verify_samples(
     problems = []
     images = manifest["images"]
     if "crc32" in manifest["columns"]:
-        wrong = wrong_samples(shard, images)
+        wrong = wrong_samples(shard, stored_arrays(manifest))
         if len(wrong):
             problems.append(f"shard {path}: {len(wrong)} samples are damaged, the first is number {wrong[0]}")
     if "sample_id" in manifest["columns"]:
@@ -71,24 +71,22 @@ def _verify_samples(
             if home.setdefault(name, entry["split"]) != entry["split"]:
                 problems.append(f"shard {path}: sample {name.decode(errors='replace')} is also in split {home[name]}")
     if entry["split"] == "train":
-        size = block_samples(max(_sample_bytes(spec) for spec in images.values()))
+        stored = stored_arrays(manifest)
+        size = stored_block(stored)
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in images}
+        for start in range(0, entry["samples"], size):
+            block = {name: np.asarray(shard.arrays[name][start : start + size]) for name in stored}
+            for name in images:
+                found[name].append(column_statistics(name, images, manifest["arrays"], block))
         for name, spec in images.items():
-            found = [
-                block_statistics(np.asarray(shard.arrays[name][start : start + size]), spec.get("nodata"))
-                for start in range(0, entry["samples"], size)
-            ]
-            parts[name].append(merge_statistics(found, spec["shape"][0]))
+            parts[name].append(merge_statistics(found[name], len(spec["bands"])))
     return problems
-
-
-def _sample_bytes(spec: dict[str, Any]) -> int:
-    return int(np.prod(spec["shape"])) * np.dtype(spec["dtype"]).itemsize
 
 
 def _compare_statistics(directory: Path, manifest: dict[str, Any], parts: dict[str, list[dict[str, Any]]]) -> list[str]:
     problems = []
     for name, spec in manifest["images"].items():
-        found = published_statistics(merge_statistics(parts[name], spec["shape"][0]))
+        found = published_statistics(merge_statistics(parts[name], len(spec["bands"])))
         listed = spec.get("statistics")
         if (found is None) != (listed is None):
             problems.append(f"shards {directory}: statistics of {name!r} are missing or out of place")
@@ -194,7 +192,7 @@ def statistics_table(manifest: dict[str, Any]) -> str:
         rows = [("band", "mean", "std", "min", "max")]
         for k, band in enumerate(spec["bands"]):
             rows.append((band["name"], *(f"{found[key][k]:.4f}" for key in ("mean", "std", "min", "max"))))
-        parts.append(f"{name} ({spec['dtype']}, {found['count']:,} pixels)\n{table(rows)}")
+        parts.append(f"{name} ({spec['dtype']}, {max(found['count']):,} values a band)\n{table(rows)}")
     return "\n\n".join(parts)
 
 
@@ -222,13 +220,12 @@ def card(manifest: dict[str, Any]) -> str:
     if manifest["classes"]:
         lines += ["", "## Classes", "", ", ".join(manifest["classes"])]
     for name, spec in manifest["images"].items():
-        channels, height, width = spec["shape"]
         gsd = f"{spec['gsd_m']:g} m" if spec.get("gsd_m") else unknown
         lines += [
             "",
             f"## Images: {name}",
             "",
-            f"{channels} bands of {height} x {width} pixels, {spec['dtype']}, ground sampling distance {gsd}, "
+            f"{len(spec['bands'])} bands, {' x '.join(map(str, spec['shape']))} ({spec['axes']}), {spec['dtype']}, ground sampling distance {gsd}, "
             f"units: {spec.get('units') or unknown}, scale {spec.get('scale', 1):g}, "
             f"nodata: {spec['nodata'] if spec.get('nodata') is not None else 'none'}.",
             "",

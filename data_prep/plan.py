@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.source import ImageColumn, Listing, Source, seeded_hash
+from data_prep.source import ArrayColumn, ImageColumn, Listing, Source, Target, seeded_hash
 from frontier.errors import UserError
 
 PLAN_SCHEMA = "frontier-shard-plan/1"
@@ -78,7 +78,7 @@ def make_plan(source: Source, options: PlanOptions) -> Plan:
         raise UserError(f"{source.name}: two samples have the same id: rename one of them")
     split_of = assign_splits(listing, options)
     order = sorted(range(len(listing.ids)), key=lambda row: seeded_hash(options.seed, "order", listing.ids[row]))
-    sample_bytes = sum(column.sample_bytes for column in source.images.values())
+    sample_bytes = source.sample_bytes
     width = -(-max(len(name) for name in listing.ids) // 64) * 64
     shards: list[PlannedShard] = []
     for split in SPLITS:
@@ -94,8 +94,10 @@ def make_plan(source: Source, options: PlanOptions) -> Plan:
         "schema": PLAN_SCHEMA,
         "name": source.name,
         "source": source.describe(),
-        "images": {name: image_entry(column, options.compression) for name, column in source.images.items()},
+        "images": {name: array_entry(column, options.compression) for name, column in source.images.items()},
+        "arrays": {name: array_entry(column, options.compression) for name, column in source.arrays.items()},
         "columns": column_types(source, width),
+        "targets": {name: target.as_dict() for name, target in targets_of(source, listing).items()},
         "classes": list(listing.classes),
         "options": {
             "seed": options.seed,
@@ -119,8 +121,8 @@ def make_plan(source: Source, options: PlanOptions) -> Plan:
     return Plan(tuple(shards), listing, width, {**settings, "fingerprint": fingerprint}, fingerprint)
 
 
-def image_entry(column: ImageColumn, compression: str) -> dict[str, Any]:
-    """What the manifest says of an image column, less its statistics."""
+def array_entry(column: ImageColumn | ArrayColumn, compression: str) -> dict[str, Any]:
+    """What the manifest says of an input or array column, less its statistics."""
     if compression == "none":
         return column.as_dict() | {"layout": "contiguous", "filters": []}
     return column.as_dict() | {"layout": "chunked", "filters": ["shuffle", compression, "fletcher32"]}
@@ -129,6 +131,13 @@ def image_entry(column: ImageColumn, compression: str) -> dict[str, Any]:
 def column_types(source: Source, id_width: int) -> dict[str, str]:
     """Per-sample columns of a shard: numpy dtype by name."""
     return {"sample_id": f"S{id_width}", "label": "int32", **source.columns, "crc32": "uint32"}
+
+
+def targets_of(source: Source, listing: Listing) -> dict[str, Target]:
+    """The source's targets; where it names none but has classes, classification of the column `label`."""
+    if source.targets or not listing.classes:
+        return dict(source.targets)
+    return {"label": Target("classification", "label", tuple(listing.classes), missing=-1)}
 
 
 def shard_count(samples: int, sample_bytes: int, options: PlanOptions) -> int:

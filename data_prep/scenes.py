@@ -26,7 +26,7 @@ from data_prep.scenes_sensors import (
     true_colour,
 )
 from data_prep.scenes_spectra import NAIP_BANDS, RGB_BANDS, S1_BANDS, S2_BANDS
-from data_prep.source import ImageColumn, Listing
+from data_prep.source import ImageColumn, Listing, Source
 from frontier.data.manifest import nearest
 from frontier.errors import UserError
 
@@ -93,7 +93,7 @@ def make_scene(seed: int, index: int, size: int, sensors: Sequence[str]) -> dict
     return out
 
 
-class SceneSource:
+class SceneSource(Source):
     """`count` generated scenes. See the module's text for the columns."""
 
     def __init__(

@@ -15,8 +15,8 @@ import h5py
 import numpy as np
 
 from data_prep.plan import PlannedShard
-from data_prep.source import ImageColumn, Source
-from data_prep.statistics import block_samples, block_statistics, merge_statistics, sample_checksums
+from data_prep.source import Source
+from data_prep.statistics import block_samples, column_statistics, merge_statistics, sample_checksums
 from frontier.data.hdf5 import OpenShard
 from frontier.errors import UserError
 
@@ -34,6 +34,7 @@ class ShardTask:
     labels: np.ndarray
     columns: dict[str, str]
     images: dict[str, Any]
+    arrays: dict[str, Any]
     compression: str
     fingerprint: str
     directory: str
@@ -89,7 +90,9 @@ def write_shard(task: ShardTask, source: Source) -> dict[str, Any]:
             "split": task.shard.split,
             "samples": len(task.shard.rows),
             **checked,
-            "statistics": {name: merge_statistics(parts[name], spec["shape"][0]) for name, spec in task.images.items()},
+            "statistics": {
+                name: merge_statistics(parts[name], len(spec["bands"])) for name, spec in task.images.items()
+            },
         }
         os.replace(temporary, path)
     except BaseException:
@@ -111,7 +114,8 @@ def _write_file(path: Path, task: ShardTask, source: Source) -> dict[str, list[d
         alignment_interval=ALIGNMENT,
     ) as file:
         datasets = {}
-        for name, spec in task.images.items():
+        stored = task.images | task.arrays
+        for name, spec in stored.items():
             shape = tuple(spec["shape"])
             how: dict[str, Any] = {}
             if task.compression != "none":
@@ -126,39 +130,44 @@ def _write_file(path: Path, task: ShardTask, source: Source) -> dict[str, list[d
         values["sample_id"][:] = task.ids
         values["label"][:] = task.labels
         for start, stop, block in blocks(task.shard.rows, source):
-            for name, spec in task.images.items():
-                images = np.ascontiguousarray(block[name])
-                if images.shape != (stop - start, *spec["shape"]) or images.dtype != np.dtype(spec["dtype"]):
-                    raise ValueError(f"{name}: the source gave {images.dtype} {images.shape}, planned {spec}")
-                datasets[name][start:stop] = images
-                parts[name].append(block_statistics(images, spec["nodata"]))
+            for name, spec in stored.items():
+                array = block[name] = np.ascontiguousarray(block[name])
+                if array.shape != (stop - start, *spec["shape"]) or array.dtype != np.dtype(spec["dtype"]):
+                    raise ValueError(f"{name}: the source gave {array.dtype} {array.shape}, planned {spec}")
+                datasets[name][start:stop] = array
+            for name in task.images:
+                parts[name].append(column_statistics(name, task.images, task.arrays, block))
             for name in source.columns:
                 values[name][start:stop] = block[name]
-            values["crc32"][start:stop] = sample_checksums({name: block[name] for name in task.images})
+            values["crc32"][start:stop] = sample_checksums({name: block[name] for name in stored})
         for name in sorted(values):
             file.create_dataset(name, data=values[name], track_times=False)
         file.attrs["fingerprint"] = np.bytes_(task.fingerprint)
     return parts
 
 
+def stored_block(stored: dict[str, Any]) -> int:
+    """Samples of a block of what the manifest calls images and arrays: as many as the writer takes at once."""
+    return block_samples(
+        sum(int(np.prod(spec["shape"])) * np.dtype(spec["dtype"]).itemsize for spec in stored.values())
+    )
+
+
 def blocks(rows: tuple[int, ...], source: Source) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
     """(start, stop, loaded columns) over `rows`, in pieces whose size only the data decides."""
-    size = block_samples(_sample_bytes(source.images))
+    size = block_samples(source.sample_bytes)
     for start in range(0, len(rows), size):
         stop = min(start + size, len(rows))
         yield start, stop, source.load(rows[start:stop])
 
 
-def _sample_bytes(images: dict[str, ImageColumn]) -> int:
-    return max(column.sample_bytes for column in images.values())
-
-
 def _read_back(path: Path, task: ShardTask) -> dict[str, Any]:
     """Open as the reader does and compare every sample's checksum; returns {"bytes", "sha256"}."""
     count = len(task.shard.rows)
-    shard = OpenShard(path, count, task.images, task.columns)
+    stored = task.images | task.arrays
+    shard = OpenShard(path, count, stored, task.columns)
     try:
-        wrong = wrong_samples(shard, task.images)
+        wrong = wrong_samples(shard, stored)
         if len(wrong) or shard.arrays["sample_id"][:].tolist() != list(task.ids):
             raise UserError(
                 f"shard {path}: what was read back differs from what was written (first at sample "
@@ -169,16 +178,14 @@ def _read_back(path: Path, task: ShardTask) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def wrong_samples(shard: OpenShard, images: dict[str, Any]) -> np.ndarray:
-    """Indices of the samples whose bytes do not give their stored checksum."""
+def wrong_samples(shard: OpenShard, stored: dict[str, Any]) -> np.ndarray:
+    """Indices of the samples whose bytes, over all inputs and arrays, do not give their stored checksum."""
     expected = np.asarray(shard.arrays["crc32"][:])
     wrong = np.zeros(len(expected), bool)
-    size = block_samples(
-        max(int(np.prod(spec["shape"])) * np.dtype(spec["dtype"]).itemsize for spec in images.values())
-    )
+    size = stored_block(stored)
     for start in range(0, len(expected), size):
         piece = slice(start, start + size)
-        found = sample_checksums({name: np.asarray(shard.arrays[name][piece]) for name in images})
+        found = sample_checksums({name: np.asarray(shard.arrays[name][piece]) for name in stored})
         wrong[piece] = found != expected[piece]
     return np.flatnonzero(wrong)
 

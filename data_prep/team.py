@@ -1,20 +1,28 @@
 """Several ranks writing one set of shards: rank 0 decides, every rank writes its own shards, rank 0 concludes.
 
 Under `mpiexec` or `srun` the ranks talk through mpi4py; alone there is nothing to say. Shards are dealt out by
-number, one writer each, so no parallel HDF5 is needed and the bytes are those of a single process.
+number, one writer each, so no parallel HDF5 is needed and the bytes are those of a single process. What rank 0 must
+look at before it can decide (every file of an archive) it shares out with `map`: the others serve it while they wait.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import Any, TypeVar, cast
 
 from frontier.errors import UserError
 from frontier.launch.ranks import discover
 
+Item = TypeVar("Item")
 Value = TypeVar("Value")
+
+_IN_PROCESS = 2000
+"""Items below which starting worker processes costs more than it saves."""
 
 
 class Team:
@@ -25,17 +33,52 @@ class Team:
         self.rank: int = 0 if comm is None else comm.Get_rank()
         self.size: int = 1 if comm is None else comm.Get_size()
 
+    def __reduce__(self) -> tuple[type[Team], tuple[()]]:
+        # A communicator belongs to its process: what travels to a worker or another rank works alone.
+        return Team, ()
+
     def lead(self, work: Callable[[], Value]) -> Value:
-        """What `work` returns on rank 0, on every rank; a `UserError` of rank 0 is raised on every rank."""
+        """What `work` returns on rank 0, on every rank; a `UserError` of rank 0 is raised on every rank.
+
+        While rank 0 works, the others take their part in its calls of `map`.
+        """
         if self._comm is None:
             return work()
-        outcome: tuple[Value | None, UserError | None] = (None, None)
         if self.rank == 0:
-            outcome = self._guarded(work)
-        value, error = self._comm.bcast(outcome)
+            value, error = self._guarded(work)
+            self._comm.bcast(("done", (value, error)))
+        else:
+            value, error = self._serve()
         if error is not None:
             raise error
-        return value
+        return cast(Value, value)
+
+    def _serve(self) -> tuple[Any, UserError | None]:
+        while True:
+            word, content = self._comm.bcast(None)
+            if word == "done":
+                return content
+            function, items, workers = content
+            self._comm.gather(self._guarded(partial(_map, function, items[self.rank :: self.size], workers)))
+
+    def map(self, function: Callable[[Item], Value], items: Sequence[Item], workers: int = 1) -> list[Value]:
+        """[function(item) …] in order, by all ranks and `workers` processes on each.
+
+        To be called by rank 0 inside `lead`, or by a process alone. `function` and `items` are picklable. The first
+        rank's `UserError` is raised.
+        """
+        items = list(items)
+        if self._comm is None:
+            return _map(function, items, workers)
+        self._comm.bcast(("map", (function, items, workers)))
+        mine = self._guarded(partial(_map, function, items[:: self.size], workers))
+        outcomes = self._comm.gather(mine)
+        out: list[Any] = [None] * len(items)
+        for rank, (values, error) in enumerate(outcomes):
+            if error is not None:
+                raise error
+            out[rank :: self.size] = values
+        return out
 
     def collect(self, work: Callable[[], list[Value]]) -> list[Value]:
         """The lists that `work` returns on every rank, joined in rank order; the first rank's `UserError` is raised."""
@@ -58,6 +101,14 @@ class Team:
             sys.stderr.flush()
             self._comm.Abort(1)
             raise
+
+
+def _map(function: Callable[[Item], Value], items: Sequence[Item], workers: int) -> list[Value]:
+    if workers <= 1 or len(items) < _IN_PROCESS:
+        return [function(item) for item in items]
+    # Not fork: the parent may hold HDF5, threads or MPI.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(function, items, chunksize=256))
 
 
 def assemble() -> Team:

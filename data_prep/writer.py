@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.folder import REPORT
-from data_prep.plan import Plan, PlanOptions, column_types, image_entry, make_plan
+from data_prep.plan import Plan, PlanOptions, make_plan
+from data_prep.readers.registry import REPORT
 from data_prep.shard_file import ShardTask, done_path, finished_record, remove_stale, write_json, write_shard
 from data_prep.source import Source
 from data_prep.statistics import merge_statistics, published_statistics
@@ -46,8 +46,6 @@ class _Job:
     """What rank 0 found out: the plan, the shards that are whole, and the tasks that remain."""
 
     plan: Plan
-    images: dict[str, Any]
-    columns: dict[str, str]
     records: dict[str, dict[str, Any]]
     tasks: list[ShardTask]
 
@@ -100,7 +98,7 @@ def write(
         assert job is not None  # rank 0 has run `begin`
         records = job.records | {record["file"]: record for record in fresh}
         ordered = [records[shard.file] for shard in job.plan.shards]
-        manifest = _manifest(source, job.plan, job.images, job.columns, ordered)
+        manifest = _manifest(source, job.plan, ordered)
         if not _same_manifest(directory, manifest):
             write_json(directory / MANIFEST, manifest)
         return Written(manifest, len(fresh), len(job.records), time.monotonic() - begun)
@@ -113,8 +111,7 @@ def _prepare(source: Source, directory: Path, options: PlanOptions, overwrite: b
     plan = make_plan(source, options)
     _prepare_directory(directory, plan, overwrite)
     remove_stale(directory)
-    images = {name: image_entry(column, options.compression) for name, column in source.images.items()}
-    job = _Job(plan, images, column_types(source, plan.id_width), {}, [])
+    job = _Job(plan, {}, [])
     for shard in plan.shards:
         record = finished_record(directory, shard, plan.fingerprint)
         if record is not None:
@@ -125,8 +122,9 @@ def _prepare(source: Source, directory: Path, options: PlanOptions, overwrite: b
                 shard,
                 tuple(plan.listing.ids[row] for row in shard.rows),
                 np.asarray(plan.listing.labels)[list(shard.rows)],
-                job.columns,
-                images,
+                plan.record["columns"],
+                plan.record["images"],
+                plan.record["arrays"],
                 options.compression,
                 plan.fingerprint,
                 str(directory),
@@ -207,7 +205,7 @@ def _clear(directory: Path, plan: Any) -> None:
 
 def _check_space(directory: Path, source: Source, samples: list[int]) -> None:
     """Refuse before the first write where the pending shards cannot fit (uncompressed size, 2 % and 1 MiB over)."""
-    one = sum(column.sample_bytes for column in source.images.values()) + 256
+    one = source.sample_bytes + 256
     needed = int(sum(samples) * one * 1.02) + ((1 << 20) if samples else 0)
     free = shutil.disk_usage(directory).free
     if needed > free:
@@ -272,14 +270,12 @@ def _run(tasks: list[ShardTask], source: Source, workers: int) -> Iterator[dict[
 def _manifest(
     source: Source,
     plan: Plan,
-    images: dict[str, Any],
-    columns: dict[str, str],
     records: list[dict[str, Any]],
 ) -> dict[str, Any]:
     described = {}
-    for name, spec in images.items():
+    for name, spec in plan.record["images"].items():
         parts = [record["statistics"][name] for record in records if record["split"] == "train"]
-        described[name] = spec | {"statistics": published_statistics(merge_statistics(parts, spec["shape"][0]))}
+        described[name] = spec | {"statistics": published_statistics(merge_statistics(parts, len(spec["bands"])))}
     shards = [{key: record[key] for key in ("file", "split", "samples", "bytes", "sha256")} for record in records]
     splits: dict[str, dict[str, Any]] = {}
     for shard in shards:
@@ -298,10 +294,14 @@ def _manifest(
         "splits": splits,
         "shards": shards,
         "images": described,
-        "columns": columns,
+        "arrays": plan.record["arrays"],
+        "columns": plan.record["columns"],
+        "targets": plan.record["targets"],
         "classes": list(plan.listing.classes),
         "license": source.license,
         "citation": source.citation,
+        "homepage": source.homepage,
+        "description": source.description,
         "source": plan.record["source"],
         "notes": plan.listing.notes,
         "created_by": f"frontier {__version__}",

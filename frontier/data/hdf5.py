@@ -58,8 +58,8 @@ class OpenShard:
     `arrays`: by column, the whole column as a read-only array over the map, or as an h5py dataset.
     """
 
-    def __init__(self, path: Path, samples: int, images: dict[str, Any], columns: dict[str, str]) -> None:
-        """`images` and `columns` as in the manifest. Raises `UserError` where the file breaks a promise."""
+    def __init__(self, path: Path, samples: int, stored: dict[str, Any], columns: dict[str, str]) -> None:
+        """`stored` (inputs and arrays) and `columns` as in the manifest. Raises `UserError` where the file breaks a promise."""
         self.path = path
         self.arrays: dict[str, Any] = {}
         self._file: h5py.File | None = None
@@ -69,9 +69,9 @@ class OpenShard:
         file = open_file(path)
         try:
             _refuse_foreign(file, path)
-            wanted = {name: (samples, *spec["shape"]) for name, spec in images.items()}
+            wanted = {name: (samples, *spec["shape"]) for name, spec in stored.items()}
             wanted |= dict.fromkeys(columns, (samples,))
-            dtypes = {name: spec["dtype"] for name, spec in images.items()} | columns
+            dtypes = {name: spec["dtype"] for name, spec in stored.items()} | columns
             offsets = {name: _check_dataset(file, name, shape, dtypes[name], path) for name, shape in wanted.items()}
             if any(offset is not None for offset in offsets.values()):
                 self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

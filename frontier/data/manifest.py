@@ -10,10 +10,15 @@ samples      int, over all splits
 fingerprint  sha256 of the plan and of every shard's sha256: equal fingerprints mean equal bytes
 splits       {split: {"samples": int, "shards": [file, ...]}}          global order = this order of files
 shards       [{"file", "split", "samples", "bytes", "sha256"}]         file: relative path with "/"
-images       {column: {"shape": [C, H, W], "dtype", "layout", "bands": [{"name", "centre_nm", "width_nm"}],
-                       "gsd_m", "nodata", "units", "scale", "offset",  physical = stored * scale + offset
-                       "statistics": {"count", "mean", "std", "min", "max"}}}  of the train split, as stored
+images       {column: {"shape": [C, H, W], "axes": "CHW" (TCHW, TC, …: one letter an axis), "dtype", "layout",
+                       "bands": [{"name", "centre_nm", "width_nm"}], "gsd_m", "nodata", "units", "sensor",
+                       "scale", "offset",                              physical = stored * scale + offset
+                       "mask": array column that marks what is there (1) and what is missing (0), or null,
+                       "statistics": {"count", "mean", "std", "min", "max", "percentiles": {"1", …}}}}
+                                                                       by band, of the train split, as stored
+arrays       {column: {"shape", "axes", "dtype", "layout", "role": mask | target | other, "names", "units"}}
 columns      {column: numpy dtype name}                                 one value a sample
+targets      {name: {"kind", "column", "classes", "units", "missing", "metric"}}   tasks the samples are labelled for
 classes      [name, ...]; the column `label` indexes it, -1 = no label
 license, citation, created_by
 ```
@@ -90,6 +95,16 @@ def load_manifest(directory: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def _complete(manifest: dict[str, Any]) -> None:
+    """Fill in what a manifest may leave out: arrays, targets, and for images axes CHW and no mask."""
+    for key in ("arrays", "targets"):
+        manifest.setdefault(key, {})
+    for spec in manifest["images"].values():
+        if isinstance(spec, dict):
+            for key, value in (("axes", "CHW"), ("mask", None), ("nodata", None)):
+                spec.setdefault(key, value)
+
+
 def _check(manifest: Any, path: Path) -> None:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), str):
         raise UserError(f"shards {path}: no schema, so not a shard manifest: expected {SCHEMA!r}")
@@ -129,12 +144,27 @@ def _check(manifest: Any, path: Path) -> None:
             raise _broken(path, f"split {split!r} names shards that are not its own")
         if entry.get("samples") != sum(files[file]["samples"] for file in listed):
             raise _broken(path, f"split {split!r}: 'samples' is not the sum over its shards")
-    for column, spec in manifest["images"].items():
+    _complete(manifest)
+    if not isinstance(manifest["arrays"], dict):
+        raise _broken(path, "key 'arrays' is of the wrong type")
+    for column, spec in (*manifest["images"].items(), *manifest["arrays"].items()):
         shape = spec.get("shape") if isinstance(spec, dict) else None
-        if not isinstance(shape, list) or len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
-            raise _broken(path, f"image column {column!r}: 'shape' is not [C, H, W]")
+        if not isinstance(shape, list) or not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+            raise _broken(path, f"column {column!r}: 'shape' is not a list of sizes")
+        if not isinstance(spec.get("axes"), str) or len(spec["axes"]) != len(shape):
+            raise _broken(path, f"column {column!r}: 'axes' does not spell its shape {shape}")
         if not isinstance(spec.get("dtype"), str):
-            raise _broken(path, f"image column {column!r}: no 'dtype'")
+            raise _broken(path, f"column {column!r}: no 'dtype'")
+    for column, spec in manifest["images"].items():
+        if "C" not in spec["axes"] or len(spec.get("bands") or ()) != spec["shape"][spec["axes"].index("C")]:
+            raise _broken(path, f"image column {column!r}: 'bands' does not name each of its bands")
+        if spec.get("mask") is not None and spec["mask"] not in manifest["arrays"]:
+            raise _broken(path, f"image column {column!r}: its mask {spec['mask']!r} is not among the arrays")
+
+
+def stored_arrays(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Every column of more than one number a sample: inputs, then masks, targets and others."""
+    return manifest["images"] | manifest["arrays"]
 
 
 def _broken(path: Path, what: str) -> UserError:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from frontier.data.hdf5 import OpenShard, check_size
-from frontier.data.manifest import MANIFEST, SCHEMA, load_manifest, nearest
+from frontier.data.manifest import MANIFEST, SCHEMA, load_manifest, nearest, stored_arrays
 from frontier.errors import UserError
 
 __all__ = ["MANIFEST", "SCHEMA", "ShardSet", "load_manifest"]
@@ -51,6 +51,7 @@ class ShardSet:
             raise UserError(f"shards {self.path}: no split {split!r}: {known}")
         self.classes: list[str] = list(self.manifest["classes"])
         self.image_columns: list[str] = list(self.manifest["images"])
+        self._stored = stored_arrays(self.manifest)
         self.fingerprint: str = self.manifest["fingerprint"]
         by_file = {shard["file"]: shard for shard in self.manifest["shards"]}
         self._shards = [by_file[file] for file in self.manifest["splits"][split]["shards"]]
@@ -84,12 +85,12 @@ class ShardSet:
         _live.add(self)
 
     def read(self, column: str, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Samples `start` to `stop - 1` of an image column, in global order: array [stop - start, C, H, W].
+        """Samples `start` to `stop - 1` of an input or array column, in global order: [stop - start, *shape].
 
         Copies into `out` (same shape and dtype, e.g. pinned memory) where given. Raises `IndexError` where
         the range leaves the split, `UserError` where the column is not there.
         """
-        self._image_spec(column)
+        self._spec(column)
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"samples {start}:{stop} of a split of {len(self)}")
         out = self._result(column, stop - start, out)
@@ -105,8 +106,8 @@ class ShardSet:
         return out
 
     def take(self, column: str, indices: Sequence[int] | np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """The samples at `indices` (global, any order, repeats allowed), in the order asked: [n, C, H, W]."""
-        self._image_spec(column)
+        """The samples at `indices` (global, any order, repeats allowed), in the order asked: [n, *shape]."""
+        self._spec(column)
         wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
         if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
             raise IndexError(f"indices {wanted.min()} to {wanted.max()} of a split of {len(self)}")
@@ -133,7 +134,7 @@ class ShardSet:
         Kept after the first call; do not write into it. Raises `UserError` where there is no such column.
         """
         if name not in self.manifest["columns"]:
-            hint = " (an image column: use read or take)" if name in self.manifest["images"] else ""
+            hint = " (an array: use read or take)" if name in self._stored else ""
             raise UserError(
                 f"shards {self.path}: no per-sample column {name!r}{hint}: {nearest(name, self.manifest['columns'])}"
             )
@@ -147,17 +148,18 @@ class ShardSet:
         return self._columns[name]
 
     def statistics(self, column: str) -> tuple[np.ndarray, np.ndarray]:
-        """(mean [C], std [C]) of the train split, float32, in stored units.
+        """(mean [C], std [C]) of the train split, float32, in stored units; std 1 for a band that never varies.
 
         Raises `UserError` where the manifest has none (no train split).
         """
-        found = self._image_spec(column).get("statistics")
+        found = self._spec(column).get("statistics")
         if not found:
             raise UserError(
                 f"shards {self.path}: no statistics of {column!r}, for want of a train split: give the mean "
                 "and standard deviation in the configuration"
             )
-        return np.asarray(found["mean"], np.float32), np.asarray(found["std"], np.float32)
+        std = np.asarray(found["std"], np.float32)
+        return np.asarray(found["mean"], np.float32), np.where(std > 0, std, np.float32(1))
 
     def close(self) -> None:
         """Close every open shard; the next read opens again."""
@@ -165,16 +167,16 @@ class ShardSet:
             while self._open:
                 self._open.popitem()[1].close()
 
-    def _image_spec(self, column: str) -> dict[str, Any]:
+    def _spec(self, column: str) -> dict[str, Any]:
         try:
-            return self.manifest["images"][column]
+            return self._stored[column]
         except KeyError:
             raise UserError(
-                f"shards {self.path}: no image column {column!r}: {nearest(column, self.manifest['images'])}"
+                f"shards {self.path}: no image column {column!r}: {nearest(column, self._stored)}"
             ) from None
 
     def _result(self, column: str, count: int, out: np.ndarray | None) -> np.ndarray:
-        spec = self.manifest["images"][column]
+        spec = self._stored[column]
         shape, dtype = (count, *spec["shape"]), np.dtype(spec["dtype"])
         if out is None:
             return np.empty(shape, dtype)
@@ -191,7 +193,7 @@ class ShardSet:
             entry = self._shards[index]
             path = self.path / entry["file"]
             check_size(path, entry["bytes"])
-            opened = OpenShard(path, entry["samples"], self.manifest["images"], self.manifest["columns"])
+            opened = OpenShard(path, entry["samples"], self._stored, self.manifest["columns"])
             self._open[index] = opened
             # Dropped, not closed: another thread may still be copying from it.
             while len(self._open) > self._limit:

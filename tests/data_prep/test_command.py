@@ -76,7 +76,7 @@ def test_info(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_stats(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = answer(capsys, "stats", shards)
-    assert found["image"]["count"] == 32 * 16 * 16
+    assert found["image"]["count"] == [32 * 16 * 16] * 3
     assert len(found["s2"]["mean"]) == 12
     main(["stats", str(shards)])
     assert "B8A" in capsys.readouterr().out

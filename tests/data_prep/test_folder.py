@@ -7,14 +7,16 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.folder import FolderOptions, find_images, scan_folder
+from data_prep.folder import FOLDER, ImageSource, find_images, scan_folder
 from data_prep.images import decode, load_image
 from data_prep.plan import PlanOptions, make_plan
+from data_prep.readers.registry import Request
 from data_prep.writer import write
 from frontier.data.shards import ShardSet
 from frontier.errors import UserError
@@ -30,6 +32,10 @@ def noise(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape or (8, 8, 3), np.uint8)
 
 
+def scan(root: Path, **options: Any) -> ImageSource:
+    return scan_folder(Request(root, FOLDER, **options))
+
+
 def folder_of(root: Path, classes: int = 2, each: int = 5) -> Path:
     for c in range(classes):
         for i in range(each):
@@ -40,7 +46,7 @@ def folder_of(root: Path, classes: int = 2, each: int = 5) -> Path:
 def test_classes_ids_and_pixels(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "in", 3, 4)
     save(root / "class1" / "deeper" / "x.png", noise(999))
-    write(scan_folder(root, FolderOptions()), tmp_path / "out", PlanOptions())
+    write(scan(root), tmp_path / "out", PlanOptions())
     shards = ShardSet(tmp_path / "out")
     assert shards.classes == ["class0", "class1", "class2"]
     assert len(shards) == 13
@@ -54,7 +60,7 @@ def test_classes_ids_and_pixels(tmp_path: Path) -> None:
 def test_flat_folder_has_no_labels(tmp_path: Path) -> None:
     for i in range(4):
         save(tmp_path / "in" / f"{i}.png", noise(i))
-    write(scan_folder(tmp_path / "in", FolderOptions()), tmp_path / "out", PlanOptions())
+    write(scan(tmp_path / "in"), tmp_path / "out", PlanOptions())
     shards = ShardSet(tmp_path / "out")
     assert shards.classes == []
     assert shards.column("label").tolist() == [-1] * 4
@@ -62,7 +68,7 @@ def test_flat_folder_has_no_labels(tmp_path: Path) -> None:
 
 def test_splits_by_exact_fraction_of_every_class(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "in", 3, 20)
-    write(scan_folder(root, FolderOptions()), tmp_path / "out", PlanOptions(test_fraction=0.2, val_fraction=0.1))
+    write(scan(root), tmp_path / "out", PlanOptions(test_fraction=0.2, val_fraction=0.1))
     counts = {
         name: np.bincount(ShardSet(tmp_path / "out", name).column("label")).tolist()
         for name in ("train", "val", "test")
@@ -74,7 +80,7 @@ def test_given_splits(tmp_path: Path) -> None:
     for split, count in (("train", 3), ("test", 2), ("validation", 1)):
         for i in range(count):
             save(tmp_path / "in" / split / "river" / f"{i}.png", noise(hash(split) % 1000 + i))
-    plan = make_plan(scan_folder(tmp_path / "in", FolderOptions()), PlanOptions())
+    plan = make_plan(scan(tmp_path / "in"), PlanOptions())
     assert {shard.split: len(shard.rows) for shard in plan.shards} == {"train": 3, "val": 1, "test": 2}
     assert plan.listing.classes == ("river",)
 
@@ -83,7 +89,7 @@ def test_copies_never_straddle_splits(tmp_path: Path) -> None:
     root = tmp_path / "in"
     for i in range(60):
         save(root / f"class{i % 2}" / f"{i}.png", noise(i // 3))
-    source = scan_folder(root, FolderOptions())
+    source = scan(root)
     plan = make_plan(source, PlanOptions(test_fraction=0.3))
     listing = source.listing()
     where: dict[bytes, set[str]] = {}
@@ -99,24 +105,24 @@ def test_mixed_layout_is_refused(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "in")
     save(root / "stray.png", noise(1))
     with pytest.raises(UserError, match=r"1 images lie beside the class folders \(such as stray.png\)"):
-        scan_folder(root, FolderOptions())
+        scan(root)
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        scan_folder(tmp_path / "nowhere", FolderOptions())
+        scan(tmp_path / "nowhere")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.csv").write_text("x")
     with pytest.raises(UserError, match="no images \\(1 other files"):
-        scan_folder(tmp_path / "in", FolderOptions())
+        scan(tmp_path / "in")
 
 
 def test_different_sizes_need_a_choice(tmp_path: Path) -> None:
     save(tmp_path / "in" / "a.png", noise(0, 8, 8, 3))
     save(tmp_path / "in" / "b.png", noise(1, 6, 9, 3))
     with pytest.raises(UserError, match="2 different sizes: .*9x6.*--image-size"):
-        scan_folder(tmp_path / "in", FolderOptions())
-    assert scan_folder(tmp_path / "in", FolderOptions(size=4)).images["image"].shape == (3, 4, 4)
+        scan(tmp_path / "in")
+    assert scan(tmp_path / "in", image_size=4).images["image"].shape == (3, 4, 4)
 
 
 def png(image: Image.Image) -> Image.Image:
@@ -154,14 +160,14 @@ def test_grey_and_16_bits(tmp_path: Path) -> None:
     deep = np.random.default_rng(0).integers(0, 65536, (2, 8, 8)).astype(np.uint16)
     for i in range(2):
         save(tmp_path / "deep" / f"{i}.{('png', 'tif')[i]}", deep[i])
-    write(scan_folder(tmp_path / "deep", FolderOptions()), tmp_path / "out", PlanOptions())
+    write(scan(tmp_path / "deep"), tmp_path / "out", PlanOptions())
     shards = ShardSet(tmp_path / "out")
     for name, image in zip(shards.column("sample_id"), shards.read("image", 0, 2), strict=True):
         assert image.dtype == np.uint16
         assert np.array_equal(image[0], deep[int(name[:1])])
     # One 8-bit image among them, and all become 8 bits: the upper byte.
     save(tmp_path / "deep" / "2.png", noise(0, 8, 8))
-    source = scan_folder(tmp_path / "deep", FolderOptions(channels="rgb"))
+    source = scan(tmp_path / "deep", channels="rgb")
     assert source.images["image"].dtype == "uint8"
     loaded = source.load([0])["image"][0]
     assert loaded.shape == (3, 8, 8)
@@ -194,7 +200,7 @@ def damaged(tmp_path: Path) -> Path:
 def test_damaged_images_stop_before_anything_is_written(damaged: Path, tmp_path: Path) -> None:
     report = tmp_path / "out" / "unreadable.tsv"
     with pytest.raises(UserError, match=r"6 of 18 images cannot be used: class0/cut.png.*--on-error skip"):
-        scan_folder(damaged, FolderOptions(), report=report)
+        scan(damaged, report=report)
     lines = dict(line.split("\t") for line in report.read_text().splitlines())
     assert sorted(lines) == [
         "class0/cut.png",
@@ -211,7 +217,7 @@ def test_damaged_images_stop_before_anything_is_written(damaged: Path, tmp_path:
 
 def test_damaged_images_are_skipped_by_choice(damaged: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    source = scan_folder(damaged, FolderOptions(on_error="skip"), report=out / "unreadable.tsv")
+    source = scan(damaged, on_error="skip", report=out / "unreadable.tsv")
     done = write(source, out, PlanOptions())
     assert done.manifest["samples"] == 12
     assert done.manifest["notes"]["skipped"] == 6
@@ -222,13 +228,13 @@ def test_nothing_usable(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").write_bytes(b"x")
     with pytest.raises(UserError, match="none of 1 images"):
-        scan_folder(tmp_path / "in", FolderOptions(on_error="skip"))
+        scan(tmp_path / "in", on_error="skip")
 
 
 def test_crops_need_large_images(tmp_path: Path) -> None:
     save(tmp_path / "in" / "a.png", noise(0, 9, 7, 3))
     with pytest.raises(UserError, match="7x9 is smaller than the crop of 8"):
-        scan_folder(tmp_path / "in", FolderOptions(size=8, fit="crop"))
+        scan(tmp_path / "in", image_size=8, fit="crop")
 
 
 def test_links_that_leave_are_not_followed(tmp_path: Path) -> None:
@@ -249,7 +255,7 @@ def test_links_that_leave_are_not_followed(tmp_path: Path) -> None:
 
 def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "in")
-    source = scan_folder(root, FolderOptions())
+    source = scan(root)
     save(root / "class1" / "3.png", noise(12345))
     with pytest.raises(UserError, match=r"class1/3.png: changed while it was read"):
         write(source, tmp_path / "out", PlanOptions())
@@ -258,7 +264,7 @@ def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
 def test_names_that_are_not_ascii(tmp_path: Path) -> None:
     name = "ä" * 40 + ".png"
     save(tmp_path / "in" / "höhe" / name, noise(0))
-    write(scan_folder(tmp_path / "in", FolderOptions()), tmp_path / "out", PlanOptions())
+    write(scan(tmp_path / "in"), tmp_path / "out", PlanOptions())
     shards = ShardSet(tmp_path / "out")
     assert shards.manifest["columns"]["sample_id"] == "S128"
     assert shards.column("sample_id")[0].decode() == f"höhe/{name}"
@@ -266,9 +272,9 @@ def test_names_that_are_not_ascii(tmp_path: Path) -> None:
 
 
 def test_two_workers_scan_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.folder._IN_PROCESS", 4)
+    monkeypatch.setattr("data_prep.team._IN_PROCESS", 4)
     root = folder_of(tmp_path / "in")
-    one, two = (scan_folder(root, FolderOptions(), workers=n) for n in (1, 2))
+    one, two = (scan(root, workers=n) for n in (1, 2))
     assert one.describe() == two.describe()
     assert make_plan(one, PlanOptions()).fingerprint == make_plan(two, PlanOptions()).fingerprint
 
@@ -283,7 +289,7 @@ def test_eurosat(tmp_path: Path) -> None:
         (few / group.name).mkdir(parents=True)
         for image in sorted(group.iterdir())[:20]:
             (few / group.name / image.name).write_bytes(image.read_bytes())
-    write(scan_folder(few, FolderOptions()), tmp_path / "out", PlanOptions(test_fraction=0.2))
+    write(scan(few), tmp_path / "out", PlanOptions(test_fraction=0.2))
     train, test = ShardSet(tmp_path / "out"), ShardSet(tmp_path / "out", "test")
     assert (len(train), len(test)) == (160, 40)
     assert np.bincount(train.column("label")).tolist() == [16] * 10
