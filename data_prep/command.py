@@ -65,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_write(verbs: Any) -> None:
+    from data_prep.codec import CODECS
+
     sub = verbs.add_parser(
         "write",
         help="write shards, or finish an interrupted write",
@@ -81,14 +83,36 @@ def _add_write(verbs: Any) -> None:
         "--test-fraction", type=float, help="share of every class held out (default: 0.2 with labels, else 0)"
     )
     sub.add_argument("--val-fraction", type=float, default=0.0, help="likewise for val (default: %(default)s)")
-    sub.add_argument("--shard-mib", type=float, default=256, help="largest shard (default: %(default)s)")
+    sub.add_argument(
+        "--split-by",
+        choices=("class", "place"),
+        default="class",
+        help="class: a share of every class; place: whole blocks of ground, so that test is not next door to train "
+        "(default: %(default)s)",
+    )
+    sub.add_argument("--block-km", type=float, help="side of a block with --split-by place (default: 20)")
+    sub.add_argument(
+        "--gap-km", type=float, default=0.0, help="leave out training samples nearer than this to one held out"
+    )
+    sub.add_argument(
+        "--order",
+        choices=("random", "place"),
+        default="random",
+        help="of the samples in the shards; place: along a curve over the ground (default: %(default)s)",
+    )
+    sub.add_argument("--shard-mib", type=float, default=1024, help="largest shard (default: %(default)s)")
     sub.add_argument("--samples-per-shard", type=int, help="instead of --shard-mib")
     sub.add_argument(
         "--compression",
-        choices=("none", "gzip", "lzf"),
+        choices=(*CODECS, "auto"),
         default="none",
-        help="none is fastest: memory-mapped (default: %(default)s)",
+        help="none: contiguous, memory-mapped; auto: measures all of them on this data and disk, and keeps to its "
+        "choice (default: %(default)s)",
     )
+    sub.add_argument(
+        "--disk-mib-s", type=float, help="with auto: what one rank reads from the disk (default: measured in OUT)"
+    )
+    sub.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
     sub.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
     sub.add_argument("--overwrite", action="store_true", help="replace shards of another plan in OUT")
     sub.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -137,6 +161,8 @@ def _write(arguments: argparse.Namespace) -> int:
     team = assemble()
     try:
         source, options = team.lead(lambda: _source(arguments, team))
+        if arguments.dry_run:
+            return _dry_run(arguments, source, options) if team.rank == 0 else EXIT_OK
         done = write(
             source,
             arguments.out,
@@ -187,6 +213,10 @@ def _source(arguments: argparse.Namespace, team: Team) -> tuple[Source, PlanOpti
     from data_prep.writer import check_target
 
     check_target(arguments.out)
+    if arguments.disk_mib_s is not None and arguments.compression != "auto":
+        raise UserError("--disk-mib-s: has no effect without --compression auto")
+    if arguments.block_km is not None and arguments.split_by != "place":
+        raise UserError("--block-km: has no effect without --split-by place")
     other = _FOR_SCENES if arguments.path is not None else _FOR_ARCHIVES
     for name, flag in other.items():
         if getattr(arguments, name):
@@ -210,10 +240,57 @@ def _source(arguments: argparse.Namespace, team: Team) -> tuple[Source, PlanOpti
         seed=arguments.seed,
         val_fraction=arguments.val_fraction,
         test_fraction=test,
+        split_by=arguments.split_by,
+        block_km=20.0 if arguments.block_km is None else arguments.block_km,
+        gap_km=arguments.gap_km,
+        order=arguments.order,
+        disk_mib_s=arguments.disk_mib_s,
         shard_bytes=int(arguments.shard_mib * (1 << 20)),
         samples_per_shard=arguments.samples_per_shard,
         compression=arguments.compression,
     )
+
+
+def _dry_run(arguments: argparse.Namespace, source: Source, options: PlanOptions) -> int:
+    """What a write would make, without a byte written to OUT (with `--compression auto`: but for a probe of the disk)."""
+    from data_prep.inspect import table
+    from data_prep.plan import make_plan
+    from data_prep.writer import resolve_codec
+
+    options, measured = resolve_codec(source, arguments.out, options)
+    plan = make_plan(source, options)
+    splits: dict[str, list[int]] = {}
+    for shard in plan.shards:
+        splits.setdefault(shard.split, []).append(len(shard.rows))
+    answer: dict[str, Any] = {
+        "fingerprint": plan.fingerprint,
+        "samples": plan.samples,
+        "sample_bytes": source.sample_bytes,
+        "bytes_uncompressed": plan.samples * source.sample_bytes,
+        "splits": {
+            name: {"samples": sum(counts), "shards": len(counts), "largest_shard": max(counts)}
+            for name, counts in splits.items()
+        },
+        "split_check": plan.split_check,
+        "compression": options.compression,
+        "codec_measured": measured,
+        "notes": plan.listing.notes,
+    }
+    rows = [("split", "samples", "shards", "largest shard")]
+    rows += [(n, f"{s['samples']:,}", str(s["shards"]), f"{s['largest_shard']:,}") for n, s in answer["splits"].items()]
+    text = [
+        f"{arguments.out}: would hold {plan.samples:,} samples of {source.sample_bytes:,} bytes, "
+        f"{answer['bytes_uncompressed'] / (1 << 20):,.1f} MiB uncompressed; nothing written",
+        "",
+        table(rows),
+    ]
+    for pair, found in plan.split_check.get("distances", {}).items():
+        text.append(f"{pair}: nearest {found['nearest_km']:g} km, median nearest {found['median_nearest_km']:g} km")
+    if measured:
+        keys = ("codec", "ratio", "write_mib_s", "decode_mib_s", "loader_mib_s")
+        text += ["", table([keys, *(tuple(str(row[key]) for key in keys) for row in measured)])]
+    _print(arguments, answer, "\n".join(text))
+    return EXIT_OK
 
 
 def _archive(arguments: argparse.Namespace, team: Team) -> Source:
@@ -233,7 +310,7 @@ def _archive(arguments: argparse.Namespace, team: Team) -> Source:
             settings=parse_settings(reader, arguments.settings),
             seed=arguments.seed,
             workers=arguments.workers,
-            report=arguments.out / REPORT,
+            report=None if arguments.dry_run else arguments.out / REPORT,
             team=team,
             **given,
         )

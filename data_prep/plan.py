@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.codec import filters
+from data_prep.places import curve_position
 from data_prep.source import ArrayColumn, ImageColumn, Listing, Source, Target, seeded_hash
+from data_prep.splits import SPLITS, assign_splits
 from frontier.errors import UserError
 
 PLAN_SCHEMA = "frontier-shard-plan/1"
-FILES_IN_A_DIRECTORY = 1000
-SPLITS = ("train", "val", "test")
+SHARDS_IN_A_DIRECTORY = 500
+"""Beside each lies its record: a thousand files."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Plan:
 
     shards: tuple[PlannedShard, ...]
     listing: Listing
+    split_check: dict[str, Any]
     id_width: int
     record: dict[str, Any]
     fingerprint: str
@@ -48,17 +52,23 @@ class Plan:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Choices of the user: `seed`, the fractions of val and test, and the size of a shard.
+    """Choices of the user: `seed`, how splits are made (see `assign_splits`), order, and the size of a shard.
 
-    A shard holds at most `shard_bytes` of images, or exactly at most `samples_per_shard` where given.
+    A shard holds at most `shard_bytes` of images, or exactly at most `samples_per_shard` where given. `order`: "random"
+    is right for training; "place" follows a curve over the ground, so that a shard holds one region.
     """
 
     seed: int = 0
     val_fraction: float = 0.0
     test_fraction: float = 0.0
-    shard_bytes: int = 256 << 20
+    split_by: str = "class"
+    block_km: float = 20.0
+    gap_km: float = 0.0
+    order: str = "random"
+    shard_bytes: int = 1 << 30
     samples_per_shard: int | None = None
     compression: str = "none"
+    disk_mib_s: float | None = None
 
 
 def make_plan(source: Source, options: PlanOptions) -> Plan:
@@ -76,8 +86,18 @@ def make_plan(source: Source, options: PlanOptions) -> Plan:
         raise UserError(f"{source.name}: no samples: give a source that holds some")
     if len(set(listing.ids)) != len(listing.ids):
         raise UserError(f"{source.name}: two samples have the same id: rename one of them")
-    split_of = assign_splits(listing, options)
-    order = sorted(range(len(listing.ids)), key=lambda row: seeded_hash(options.seed, "order", listing.ids[row]))
+    strange = set(listing.splits) - {"", *SPLITS}
+    if strange:
+        raise ValueError(f"{source.name}: the source names a split {min(strange)!r}")
+    split_of, check = assign_splits(
+        listing,
+        options.seed,
+        (options.val_fraction, options.test_fraction),
+        options.split_by,
+        options.block_km,
+        options.gap_km,
+    )
+    order = _order(listing, options)
     sample_bytes = source.sample_bytes
     width = -(-max(len(name) for name in listing.ids) // 64) * 64
     shards: list[PlannedShard] = []
@@ -87,8 +107,8 @@ def make_plan(source: Source, options: PlanOptions) -> Plan:
         names = [piece for piece in pieces if len(piece)]
         for number, piece in enumerate(names):
             file = f"{split}-{number:05d}.h5"
-            if len(names) > FILES_IN_A_DIRECTORY:
-                file = f"{split}-{number // FILES_IN_A_DIRECTORY:04d}/{file}"
+            if len(names) > SHARDS_IN_A_DIRECTORY:
+                file = f"{split}-{number // SHARDS_IN_A_DIRECTORY:04d}/{file}"
             shards.append(PlannedShard(file, split, tuple(piece.tolist())))
     settings = {
         "schema": PLAN_SCHEMA,
@@ -101,6 +121,10 @@ def make_plan(source: Source, options: PlanOptions) -> Plan:
         "classes": list(listing.classes),
         "options": {
             "seed": options.seed,
+            "order": options.order,
+            "split_by": options.split_by,
+            "block_km": options.block_km if options.split_by == "place" else None,
+            "gap_km": options.gap_km,
             "val_fraction": options.val_fraction,
             "test_fraction": options.test_fraction,
             "shard_bytes": options.shard_bytes,
@@ -118,14 +142,24 @@ def make_plan(source: Source, options: PlanOptions) -> Plan:
         ],
     }
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return Plan(tuple(shards), listing, width, {**settings, "fingerprint": fingerprint}, fingerprint)
+    return Plan(tuple(shards), listing, check, width, {**settings, "fingerprint": fingerprint}, fingerprint)
+
+
+def _order(listing: Listing, options: PlanOptions) -> list[int]:
+    """All rows in the order in which they are stored."""
+    keys = [seeded_hash(options.seed, "order", name) for name in listing.ids]
+    if options.order == "random":
+        return sorted(range(len(keys)), key=keys.__getitem__)
+    if listing.places is None:
+        raise UserError("--order place: this source knows no places: use --order random")
+    along = curve_position(listing.places).tolist()
+    return sorted(range(len(keys)), key=lambda row: (along[row], keys[row]))
 
 
 def array_entry(column: ImageColumn | ArrayColumn, compression: str) -> dict[str, Any]:
     """What the manifest says of an input or array column, less its statistics."""
-    if compression == "none":
-        return column.as_dict() | {"layout": "contiguous", "filters": []}
-    return column.as_dict() | {"layout": "chunked", "filters": ["shuffle", compression, "fletcher32"]}
+    layout = "contiguous" if compression == "none" else "chunked"
+    return column.as_dict() | {"layout": layout, "filters": filters(compression)}
 
 
 def column_types(source: Source, id_width: int) -> dict[str, str]:
@@ -154,41 +188,3 @@ def shard_count(samples: int, sample_bytes: int, options: PlanOptions) -> int:
         raise UserError("--shard-mib: give a size above 0")
     needed = -(-samples * sample_bytes // options.shard_bytes)
     return max(1, min(samples, needed), min(8, samples // 256))
-
-
-def assign_splits(listing: Listing, options: PlanOptions) -> list[str]:
-    """The split of every sample: as the source gives it, else by seeded hash within each class.
-
-    Within a class, `round(fraction * n)` samples go to test, likewise to val, the rest to train: exact for every
-    class. A group goes whole to one split (its first member's class counts), so groups can move the numbers by
-    less than a group.
-    """
-    out = list(listing.splits)
-    members: dict[bytes, list[int]] = {}
-    for row, group in enumerate(listing.groups):
-        members.setdefault(group, []).append(row)
-    by_class: dict[int, list[list[int]]] = {}
-    for rows in members.values():
-        given = {out[row] for row in rows if out[row]}
-        if given:
-            # Copies of one image in several given splits: keep the source's word, which the listing reports.
-            for row in rows:
-                out[row] = out[row] or min(given)
-            continue
-        by_class.setdefault(int(listing.labels[rows[0]]), []).append(rows)
-    for units in by_class.values():
-        total = sum(len(rows) for rows in units)
-        units.sort(key=lambda rows: seeded_hash(options.seed, "split", listing.ids[rows[0]]))
-        want_test = int(total * options.test_fraction + 0.5)
-        want_val = int(total * options.val_fraction + 0.5)
-        done_test = done_val = 0
-        for rows in units:
-            if done_test < want_test:
-                split, done_test = "test", done_test + len(rows)
-            elif done_val < want_val:
-                split, done_val = "val", done_val + len(rows)
-            else:
-                split = "train"
-            for row in rows:
-                out[row] = split
-    return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,11 +15,12 @@ from typing import Any
 import h5py
 import numpy as np
 
+from data_prep.codec import dataset_options
 from data_prep.plan import PlannedShard
 from data_prep.source import Source
 from data_prep.statistics import block_samples, column_statistics, merge_statistics, sample_checksums
 from frontier.data.hdf5 import OpenShard
-from frontier.errors import UserError
+from frontier.errors import TransientError, UserError
 
 DONE_SCHEMA = "frontier-shard-done/1"
 ALIGNMENT = 4096
@@ -95,11 +97,27 @@ def write_shard(task: ShardTask, source: Source) -> dict[str, Any]:
             },
         }
         os.replace(temporary, path)
+        write_json(done_path(path), record)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _disk_error(error, path) from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    write_json(done_path(path), record)
     return record
+
+
+def _disk_error(error: OSError, path: Path) -> UserError:
+    """What the disk refused, in a line. HDF5 gives the system's error number as text."""
+    text = " ".join(str(error).split())
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno == number or f"errno = {number}," in text:
+            what = "the disk is full" if number == errno.ENOSPC else "the quota is used up"
+            return UserError(
+                f"{path.parent}: {what} while {path.name} was written: make room and run the same command again: what "
+                "is finished stays"
+            )
+    return TransientError(f"{path}: cannot be written ({text}): run the same command again")
 
 
 def _write_file(path: Path, task: ShardTask, source: Source) -> dict[str, list[dict[str, Any]]]:
@@ -117,14 +135,7 @@ def _write_file(path: Path, task: ShardTask, source: Source) -> dict[str, list[d
         stored = task.images | task.arrays
         for name, spec in stored.items():
             shape = tuple(spec["shape"])
-            how: dict[str, Any] = {}
-            if task.compression != "none":
-                how = {
-                    "chunks": (1, *shape),
-                    "shuffle": True,
-                    "compression": task.compression,
-                    "fletcher32": True,
-                }
+            how = dataset_options(task.compression, shape)
             datasets[name] = file.create_dataset(name, (count, *shape), spec["dtype"], track_times=False, **how)
         values = {name: np.zeros(count, dtype) for name, dtype in task.columns.items()}
         values["sample_id"][:] = task.ids
@@ -196,16 +207,20 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def finished_record(directory: Path, shard: PlannedShard, fingerprint: str) -> dict[str, Any] | None:
-    """The record of a shard that is whole and of this plan, else None: missing, torn, changed, of another plan."""
-    path = directory / shard.file
+def finished_record(wanted: tuple[str, str, int, str]) -> dict[str, Any] | None:
+    """The record of a shard that is whole and of this plan, else None: missing, torn, changed, of another plan.
+
+    `wanted` = (directory, file, samples, fingerprint of the plan).
+    """
+    directory, file, samples, fingerprint = wanted
+    path = Path(directory) / file
     try:
         record = json.loads(done_path(path).read_bytes())
         if (
             record["schema"] != DONE_SCHEMA
             or record["plan"] != fingerprint
-            or record["file"] != shard.file
-            or record["samples"] != len(shard.rows)
+            or record["file"] != file
+            or record["samples"] != samples
             or record["bytes"] != path.stat().st_size
             or record["sha256"] != file_sha256(path)
         ):

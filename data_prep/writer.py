@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_prep.claim import CLAIM, claimed
+from data_prep.codec import CODECS, measure
 from data_prep.plan import Plan, PlanOptions, make_plan
 from data_prep.readers.registry import REPORT
 from data_prep.shard_file import ShardTask, done_path, finished_record, remove_stale, write_json, write_shard
@@ -67,16 +70,32 @@ def write(
     where the directory holds something else, the disk is too small, or the source refuses; `TransientError` where a
     worker process died.
     """
-    begun = time.monotonic()
     if workers < 1:
         raise UserError(f"--workers {workers}: give 1 or more")
-    directory = Path(directory)
-    team = team or Team()
+    with ExitStack() as held:
+        return _write(source, Path(directory), options, workers, overwrite, progress, team or Team(), held)
+
+
+def _write(
+    source: Source,
+    directory: Path,
+    options: PlanOptions,
+    workers: int,
+    overwrite: bool,
+    progress: Callable[[int, int, int], None] | None,
+    team: Team,
+    held: ExitStack,
+) -> Written:
+    begun = time.monotonic()
     job: _Job | None = None
 
     def begin() -> tuple[list[ShardTask], int, int]:
         nonlocal job
-        job = _prepare(source, directory, options, overwrite)
+        check_target(directory)
+        chosen, plan = _plan(source, directory, options)
+        _make(directory)
+        held.enter_context(claimed(directory))
+        job = _prepare(source, directory, chosen, plan, overwrite, team, workers)
         return job.tasks, job.plan.samples, sum(record["samples"] for record in job.records.values())
 
     tasks, samples, done = team.lead(begin)
@@ -106,14 +125,24 @@ def write(
     return team.lead(conclude)
 
 
-def _prepare(source: Source, directory: Path, options: PlanOptions, overwrite: bool) -> _Job:
-    """Plan, claim the directory, look at what is already there, and check the space for the rest."""
+def _plan(source: Source, directory: Path, options: PlanOptions) -> tuple[PlanOptions, Plan]:
+    options, measured = resolve_codec(source, directory, options)
     plan = make_plan(source, options)
+    if measured is not None:
+        plan.record["codec_measured"] = measured
+    return options, plan
+
+
+def _prepare(
+    source: Source, directory: Path, options: PlanOptions, plan: Plan, overwrite: bool, team: Team, workers: int
+) -> _Job:
+    """Look at what is already there, and check the space for the rest."""
     _prepare_directory(directory, plan, overwrite)
     remove_stale(directory)
     job = _Job(plan, {}, [])
-    for shard in plan.shards:
-        record = finished_record(directory, shard, plan.fingerprint)
+    # Hashing what is there reads it all: every rank takes its share.
+    ask = [(str(directory), shard.file, len(shard.rows), plan.fingerprint) for shard in plan.shards]
+    for shard, record in zip(plan.shards, team.map(finished_record, ask, workers), strict=True):
         if record is not None:
             job.records[shard.file] = record
             continue
@@ -148,15 +177,40 @@ def check_target(directory: str | Path) -> None:
         names = [entry.name for entry in os.scandir(directory)]
     except OSError as error:
         raise UserError(f"{directory}: cannot be read ({error.strerror}): give another one") from None
-    foreign = [name for name in names if name != REPORT and not name.startswith(f".{PLAN}.tmp-")]
+    ours = (REPORT, CLAIM)
+    foreign = [name for name in names if name not in ours and not name.startswith((f".{PLAN}.tmp-", ".codec-probe-"))]
     if foreign and PLAN not in names:
         raise UserError(f"{directory}: holds other files and no {PLAN}: give an empty or new directory")
 
 
-def _prepare_directory(directory: Path, plan: Plan, overwrite: bool) -> None:
-    check_target(directory)
+def _make(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be made ({error.strerror}): give another directory") from None
+
+
+def resolve_codec(
+    source: Source, directory: Path, options: PlanOptions
+) -> tuple[PlanOptions, list[dict[str, Any]] | None]:
+    """`options` with a codec's name in place of "auto", and the table it was chosen from.
+
+    What an earlier call chose for this directory stays: timings vary, and a second call must find the same plan.
+    """
+    if options.compression != "auto":
+        return options, None
+    try:
+        found = json.loads((directory / PLAN).read_bytes())
+        if found["codec_measured"] and found["options"]["compression"] in CODECS:
+            return replace(options, compression=found["options"]["compression"]), found["codec_measured"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    table = measure(source, directory, options.disk_mib_s)
+    return replace(options, compression=table[0]["codec"]), table
+
+
+def _prepare_directory(directory: Path, plan: Plan, overwrite: bool) -> None:
+    try:
         found: Any = json.loads((directory / PLAN).read_bytes())
     except FileNotFoundError:
         found = None
@@ -303,6 +357,8 @@ def _manifest(
         "homepage": source.homepage,
         "description": source.description,
         "source": plan.record["source"],
+        "options": plan.record["options"],
+        "split_check": plan.split_check,
         "notes": plan.listing.notes,
         "created_by": f"frontier {__version__}",
     }

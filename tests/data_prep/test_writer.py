@@ -118,8 +118,8 @@ def test_file_format(once: Path) -> None:
 def test_shard_count() -> None:
     assert shard_count(10, 100, PlanOptions()) == 1
     assert shard_count(6000, 12288, PlanOptions()) == 8, "small data is still shared out"
-    assert shard_count(100_000, 1 << 20, PlanOptions()) == 391
-    assert shard_count(100, 1 << 30, PlanOptions()) == 100, "a sample above the limit gets a shard of its own"
+    assert shard_count(100_000, 1 << 20, PlanOptions()) == 98
+    assert shard_count(100, 2 << 30, PlanOptions()) == 100, "a sample above the limit gets a shard of its own"
     assert shard_count(10, 1, PlanOptions(samples_per_shard=3)) == 4
 
 
@@ -127,7 +127,7 @@ def test_many_files_go_to_sub_directories() -> None:
     plan = make_plan(SceneSource(1005), PlanOptions(samples_per_shard=1))
     files = [shard.file for shard in plan.shards]
     assert files[0] == "train-0000/train-00000.h5"
-    assert files[-1] == "train-0001/train-01004.h5"
+    assert files[-1] == "train-0002/train-01004.h5"
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "changed", "no record", "torn record"])
