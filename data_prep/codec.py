@@ -92,8 +92,8 @@ def measure(source: Source, directory: Path, disk_mib_s: float | None = None) ->
                 "ratio": round(ratio, 3),
                 "write_mib_s": round(write, 1),
                 "decode_mib_s": round(rate, 1),
-                "loader_mib_s": round(min(rate, disk * ratio), 1),
-                "disk_mib_s": round(disk, 1),
+                "loader_mib_s": round(min(rate, disk * ratio), 3),
+                "disk_mib_s": round(disk, 3),
             }
         )
     return sorted(out, key=lambda row: -row["loader_mib_s"] * (_WORTH if row["codec"] == "none" else 1))

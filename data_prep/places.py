@@ -47,7 +47,7 @@ def split_distances(places: np.ndarray, splits: np.ndarray) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for k, one in enumerate(names):
         for other in names[k + 1 :]:
-            held, rest = (one, other) if other == "train" else (other, one)
+            held, rest = (other, one) if one == "train" else (one, other)
             found = nearest_km(places[there & (splits == held)], places[there & (splits == rest)])
             out[f"{held}-{rest}"] = {
                 "nearest_km": round(float(found.min()), 3),

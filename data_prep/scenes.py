@@ -49,6 +49,12 @@ def scene_stream(seed: int, index: int, what: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, index * 16 + what]))
 
 
+def _when_and_where(rng: np.random.Generator) -> tuple[int, float, float]:
+    """Day since the first, longitude and latitude (uniform on the ground between 40° S and 64° N)."""
+    day = int(rng.integers(0, 5 * 365))
+    return day, float(rng.uniform(-180, 180)), float(np.rad2deg(np.arcsin(rng.uniform(-0.64, 0.9))))
+
+
 def make_scene(seed: int, index: int, size: int, sensors: Sequence[str]) -> dict[str, Any]:
     """One scene of `size` x `size` pixels of 10 m.
 
@@ -57,8 +63,7 @@ def make_scene(seed: int, index: int, size: int, sensors: Sequence[str]) -> dict
     """
     label = scene_label(seed, index)
     rng = scene_stream(seed, index, 0)
-    day = int(rng.integers(0, 5 * 365))
-    lon, lat = float(rng.uniform(-180, 180)), float(np.rad2deg(np.arcsin(rng.uniform(-0.64, 0.9))))
+    day, lon, lat = _when_and_where(rng)
     season_day = (day % 365 + (182 if lat < 0 else 0)) % 365
     season = Season(season_day, min(1.0, max(0.15, abs(lat) / 45)))
     noon = 90 - abs(lat) + 23.4 * np.sin(2 * np.pi * (season_day - 81) / 365)
@@ -160,7 +165,8 @@ class SceneSource(Source):
     def listing(self) -> Listing:
         ids = [f"scene-{self.seed}-{index:08d}".encode() for index in range(self.count)]
         labels = np.array([scene_label(self.seed, index) for index in range(self.count)], np.int32)
-        return Listing(ids, labels, ids, [""] * self.count, CLASSES)
+        places = [_when_and_where(scene_stream(self.seed, index, 0))[1:] for index in range(self.count)]
+        return Listing(ids, labels, ids, [""] * self.count, CLASSES, places=np.array(places))
 
     def load(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
         out: dict[str, np.ndarray] = {name: np.empty((len(rows), *c.shape), c.dtype) for name, c in self.images.items()}

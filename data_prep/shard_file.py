@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,39 +122,64 @@ def _disk_error(error: OSError, path: Path) -> UserError:
 
 
 def _write_file(path: Path, task: ShardTask, source: Source) -> dict[str, list[dict[str, Any]]]:
+    # Chunks are packed: rounded up to pages, small ones would lose what compression gained.
+    aligned = {"alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT} if task.compression == "none" else {}
+    # No chunk cache: what is written is written, and nothing but metadata is left for the end.
+    with (
+        _reserve(path, task) as free_reserve,
+        h5py.File(path, "w", libver=("v110", "v110"), locking=False, rdcc_nbytes=0, **aligned) as file,
+    ):
+        try:
+            return _fill(file, task, source)
+        except OSError:
+            free_reserve()
+            raise
+
+
+@contextmanager
+def _reserve(path: Path, task: ShardTask) -> Iterator[Callable[[], None]]:
+    """Disk space beside the shard, to be given up when the disk is full.
+
+    HDF5 must write its metadata when it closes a file; where it cannot, it keeps the file, and the process ends in a
+    segmentation fault instead of a message.
+    """
+    reserve = path.with_name(path.name.replace(".tmp-", ".reserve.tmp-", 1))
+    chunks = len(task.shard.rows) * len(task.images | task.arrays) if task.compression != "none" else 0
+    try:
+        reserve.write_bytes(bytes((256 << 10) + 64 * chunks))
+        yield lambda: reserve.unlink(missing_ok=True)
+    finally:
+        reserve.unlink(missing_ok=True)
+
+
+def _fill(file: h5py.File, task: ShardTask, source: Source) -> dict[str, list[dict[str, Any]]]:
+    """Write every column; returns the statistics of every input, block by block."""
     count = len(task.shard.rows)
     parts: dict[str, list[dict[str, Any]]] = {name: [] for name in task.images}
-    with h5py.File(
-        path,
-        "w",
-        libver=("v110", "v110"),
-        locking=False,
-        alignment_threshold=ALIGNMENT,
-        alignment_interval=ALIGNMENT,
-    ) as file:
-        datasets = {}
-        stored = task.images | task.arrays
+    datasets = {}
+    stored = task.images | task.arrays
+    for name, spec in stored.items():
+        shape = tuple(spec["shape"])
+        how = dataset_options(task.compression, shape)
+        datasets[name] = file.create_dataset(name, (count, *shape), spec["dtype"], track_times=False, **how)
+    values = {name: np.zeros(count, dtype) for name, dtype in task.columns.items()}
+    values["sample_id"][:] = task.ids
+    values["label"][:] = task.labels
+    for start, stop, block in blocks(task.shard.rows, source):
         for name, spec in stored.items():
-            shape = tuple(spec["shape"])
-            how = dataset_options(task.compression, shape)
-            datasets[name] = file.create_dataset(name, (count, *shape), spec["dtype"], track_times=False, **how)
-        values = {name: np.zeros(count, dtype) for name, dtype in task.columns.items()}
-        values["sample_id"][:] = task.ids
-        values["label"][:] = task.labels
-        for start, stop, block in blocks(task.shard.rows, source):
-            for name, spec in stored.items():
-                array = block[name] = np.ascontiguousarray(block[name])
-                if array.shape != (stop - start, *spec["shape"]) or array.dtype != np.dtype(spec["dtype"]):
-                    raise ValueError(f"{name}: the source gave {array.dtype} {array.shape}, planned {spec}")
-                datasets[name][start:stop] = array
-            for name in task.images:
-                parts[name].append(column_statistics(name, task.images, task.arrays, block))
-            for name in source.columns:
-                values[name][start:stop] = block[name]
-            values["crc32"][start:stop] = sample_checksums({name: block[name] for name in stored})
-        for name in sorted(values):
-            file.create_dataset(name, data=values[name], track_times=False)
-        file.attrs["fingerprint"] = np.bytes_(task.fingerprint)
+            array = block[name] = np.ascontiguousarray(block[name])
+            if array.shape != (stop - start, *spec["shape"]) or array.dtype != np.dtype(spec["dtype"]):
+                raise ValueError(f"{name}: the source gave {array.dtype} {array.shape}, planned {spec}")
+            datasets[name][start:stop] = array
+        for name in task.images:
+            parts[name].append(column_statistics(name, task.images, task.arrays, block))
+        for name in source.columns:
+            values[name][start:stop] = block[name]
+        values["crc32"][start:stop] = sample_checksums({name: block[name] for name in stored})
+    for name in sorted(values):
+        file.create_dataset(name, data=values[name], track_times=False)
+    file.attrs["fingerprint"] = np.bytes_(task.fingerprint)
+    file.flush()
     return parts
 
 
