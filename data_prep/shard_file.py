@@ -98,7 +98,7 @@ def write_shard(task: ShardTask, source: Source) -> dict[str, Any]:
             },
         }
         os.replace(temporary, path)
-        write_json(done_path(path), record)
+        write_json(done_path(path), record, indent=None)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise _disk_error(error, path) from None
@@ -256,12 +256,11 @@ def finished_record(wanted: tuple[str, str, int, str]) -> dict[str, Any] | None:
     return record
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
     """Write JSON atomically: temporary name, sync, rename, sync of the directory."""
     temporary = temporary_name(path)
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
+        file.write(json.dumps(content, indent=indent) + "\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

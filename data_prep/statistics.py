@@ -57,8 +57,7 @@ def block_statistics(
 def _of_integers(values: np.ndarray, nodata: float | None) -> dict[str, Any]:
     """By counting every value: exact sums, whatever the number of pixels."""
     low = int(np.iinfo(values.dtype).min)
-    shifted = values.view(np.uint8 if values.dtype.itemsize == 1 else np.uint16)
-    counts = np.bincount(shifted, minlength=1 << (8 * values.dtype.itemsize))
+    counts = _count_bytes(values) if values.dtype.itemsize == 1 else _count_pairs(values)
     if low < 0:
         # Two's complement: the upper half of the unsigned range is the negative numbers.
         counts = np.roll(counts, len(counts) // 2)
@@ -83,13 +82,31 @@ def _of_integers(values: np.ndarray, nodata: float | None) -> dict[str, Any]:
     }
 
 
+def _count_pairs(values: np.ndarray) -> np.ndarray:
+    """How often each of the 65,536 patterns of two bytes occurs: [65536]."""
+    return np.bincount(values.view(np.uint16), minlength=1 << 16)
+
+
+def _count_bytes(values: np.ndarray) -> np.ndarray:
+    """How often each byte occurs: [256]. Two at a time, which halves the work: their joint counts, summed over either."""
+    even = len(values) // 2 * 2
+    pairs = _count_pairs(np.ascontiguousarray(values[:even])).reshape(256, 256)
+    counts = pairs.sum(axis=0) + pairs.sum(axis=1)
+    if even < len(values):
+        counts[values[even:].view(np.uint8)] += 1
+    return counts
+
+
 def _of_numbers(values: np.ndarray) -> dict[str, Any]:
     if len(values) == 0:
         return _nothing()
     wide = values.astype(np.float64)
     mean = float(wide.mean())
     low, high = float(wide.min()), float(wide.max())
-    buckets, counts = np.unique(_buckets(wide), return_counts=True)
+    buckets = _buckets(wide)
+    first = int(buckets.min())
+    counts = np.bincount(buckets - first)
+    there = np.flatnonzero(counts)
     wide -= mean
     return {
         "count": len(values),
@@ -97,7 +114,7 @@ def _of_numbers(values: np.ndarray) -> dict[str, Any]:
         "m2": float(wide @ wide),
         "min": low,
         "max": high,
-        "sketch": dict(zip(buckets.tolist(), counts.tolist(), strict=True)),
+        "sketch": dict(zip((there + first).tolist(), counts[there].tolist(), strict=True)),
     }
 
 
