@@ -147,4 +147,10 @@ def bench_text(found: dict[str, Any]) -> str:
         f"{found['shards']} ({found['split']}): {found['column']}, blocks of {found['block']} in order, "
         f"warm file cache, measured"
     )
-    return f"{title}\n{table(rows)}"
+    text = f"{title}\n{table(rows)}"
+    if found.get("data_supply_ratio") is not None:
+        text += (
+            f"\ndata supply ratio {found['data_supply_ratio']:.2f}: one reading thread gives that many times the "
+            f"{found['need_samples_per_s']:,.0f} samples/s needed"
+        )
+    return text

@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--split", default="train", help="split to read (default: %(default)s)")
     sub.add_argument("--column", help="image column to read (default: the first)")
     sub.add_argument("--block", type=int, default=64, help="samples a read (default: %(default)s)")
+    sub.add_argument("--need", type=float, help="samples/s that the model eats: the data supply ratio is printed too")
     sub.add_argument("--seconds", type=float, default=1.0, help="time for each reader (default: %(default)s)")
     sub = verbs.add_parser("readers", help="the kinds of archive that `write --from` reads", description="Readers.")
     sub.add_argument("name", nargs="?", metavar="NAME", help="one reader: its layout, settings, licence and citation")
@@ -401,7 +402,12 @@ def _info(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     from data_prep.bench import bench, bench_text
 
+    if arguments.need is not None and arguments.need <= 0:
+        raise UserError(f"--need {arguments.need:g}: give samples/s above 0")
     answer = bench(arguments.shards, arguments.split, arguments.column, arguments.block, arguments.seconds)
+    answer["need_samples_per_s"] = arguments.need
+    supply = answer["readers"]["shards"]["samples_per_s"]
+    answer["data_supply_ratio"] = supply / arguments.need if arguments.need else None
     _print(arguments, answer, bench_text(answer))
     return EXIT_OK
 

@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.images import Probe, decode, load_image, probe
+from data_prep.images import Probe, decode, load_image
 from data_prep.readers.registry import Reader, Request
+from data_prep.scan import probe_files
 from data_prep.source import Band, ImageColumn, Listing, Source
 from frontier.errors import UserError
 
@@ -138,7 +139,7 @@ def image_source(
     """
     _check_size(request)
     least = request.image_size if request.image_size is not None and request.fit == "crop" else 1
-    probes = request.map(probe, [(str(request.path / file.path), least) for file in files])
+    probes = probe_files(request, [file.path for file in files], least)
     bad = [(file.path, found.error) for file, found in zip(files, probes, strict=True) if found.error]
     notes = notes | request.settle(bad, len(files), "images")
     good = [(file, found) for file, found in zip(files, probes, strict=True) if not found.error]

@@ -23,6 +23,7 @@ from data_prep.claim import CLAIM, claimed
 from data_prep.codec import CODECS, measure
 from data_prep.plan import Plan, PlanOptions, make_plan
 from data_prep.readers.registry import REPORT
+from data_prep.scan import SCAN
 from data_prep.shard_file import ShardTask, done_path, finished_record, remove_stale, write_json, write_shard
 from data_prep.source import Source
 from data_prep.statistics import merge_statistics, published_statistics
@@ -120,6 +121,7 @@ def _write(
         manifest = _manifest(source, job.plan, ordered)
         if not _same_manifest(directory, manifest):
             write_json(directory / MANIFEST, manifest)
+        (directory / SCAN).unlink(missing_ok=True)
         return Written(manifest, len(fresh), len(job.records), time.monotonic() - begun)
 
     return team.lead(conclude)
@@ -177,7 +179,7 @@ def check_target(directory: str | Path) -> None:
         names = [entry.name for entry in os.scandir(directory)]
     except OSError as error:
         raise UserError(f"{directory}: cannot be read ({error.strerror}): give another one") from None
-    ours = (REPORT, CLAIM)
+    ours = (REPORT, CLAIM, SCAN)
     foreign = [name for name in names if name not in ours and not name.startswith((f".{PLAN}.tmp-", ".codec-probe-"))]
     if foreign and PLAN not in names:
         raise UserError(f"{directory}: holds other files and no {PLAN}: give an empty or new directory")

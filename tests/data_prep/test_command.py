@@ -182,3 +182,30 @@ def test_mpi_ranks_write_the_same_bytes(tmp_path: Path) -> None:
     )
     assert done.returncode == EXIT_USER
     assert done.stderr.count("another plan") == 1
+
+
+def test_mpi_ranks_share_the_scan_and_its_errors(tmp_path: Path, image_folder: Path) -> None:
+    """Four ranks decode a folder of 200 images; one damaged file is named once, and skipped by choice."""
+    import shutil as files
+
+    launcher = mpiexec()
+    folder = tmp_path / "in"
+    files.copytree(image_folder, folder)
+    (folder / "blobs" / "007.png").write_bytes(b"damaged")
+    command = [sys.executable, "-m", "frontier", "shards", "write", "--from", str(folder)]
+    done = subprocess.run(
+        [*launcher, "-n", "4", *command, str(tmp_path / "out")], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == EXIT_USER, done.stderr
+    assert done.stderr.count("blobs/007.png") == 1 and "Traceback" not in done.stderr
+    for name, words in (("four", [*launcher, "-n", "4"]), ("alone", [])):
+        done = subprocess.run(
+            [*words, *command, str(tmp_path / name), "--on-error", "skip", "--samples-per-shard", "30"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == EXIT_OK, done.stderr
+    alone, four = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("alone", "four"))
+    assert alone == four
+    assert json.loads(alone["manifest.json"])["notes"]["skipped"] == 1

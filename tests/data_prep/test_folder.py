@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from data_prep.folder import FOLDER, ImageSource, find_images, scan_folder
-from data_prep.images import decode, load_image
+from data_prep.images import Probe, decode, load_image
 from data_prep.plan import PlanOptions, make_plan
 from data_prep.readers.registry import Request
 from data_prep.writer import write
@@ -296,3 +296,33 @@ def test_eurosat(tmp_path: Path) -> None:
     mean = train.statistics("image")[0] / 255
     # The published channel means of the whole set.
     assert np.abs(mean - [0.344, 0.380, 0.408]).max() < 0.03
+
+
+def test_a_scan_goes_on_where_a_killed_one_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import data_prep.scan as scanning
+
+    root, report = folder_of(tmp_path / "in", 2, 6), tmp_path / "out" / "unreadable.tsv"
+    monkeypatch.setattr(scanning, "_PIECE", 4)
+    looked: list[str] = []
+
+    def probe(argument: tuple[str, int]) -> Probe:
+        if len(looked) == 10:
+            raise KeyboardInterrupt
+        looked.append(argument[0])
+        return real(argument)
+
+    real = scanning.probe
+    monkeypatch.setattr(scanning, "probe", probe)
+    with pytest.raises(KeyboardInterrupt):
+        scan(root, report=report)
+    kept = report.with_name(scanning.SCAN)
+    assert len(kept.read_text().splitlines()) == 8
+    kept.write_text(kept.read_text() + '{"path": "torn')
+    looked.clear()
+    changed = save(root / "class0" / "1.png", noise(77))
+    source = scan(root, report=report)
+    assert sorted(looked) == sorted([str(changed), *(str(root / "class1" / f"{k}.png") for k in (2, 3, 4, 5))])
+    monkeypatch.setattr(scanning, "probe", real)
+    assert source.describe() == scan(root).describe()
+    write(source, tmp_path / "out", PlanOptions())
+    assert not kept.exists() and (tmp_path / "out" / "manifest.json").exists()
