@@ -81,7 +81,7 @@ def _module_names() -> dict[tuple[str, str], str]:
             "BandInfo SpectralBand Sentinel1 Sentinel2 Landsat8 Mask ElevationBand MultiBand HyperSpectralBands "
             "CloudProbability SegmentationClasses"
         ),
-        "label": "LabelType Classification SemanticSegmentation MultiLabelClassification Detection",
+        "label": "LabelType Classification SemanticSegmentation MultiLabelClassification Detection Regression PointAnnotation",
         "task": "TaskSpecifications SegmentationAccuracy Accuracy MultilabelAccuracy",
     }
     out = {}
