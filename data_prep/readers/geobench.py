@@ -190,7 +190,8 @@ class GeobenchSource(RecordSource):
         label = label_of(datasets)
         assert label is not None  # probing has seen it
         stored = label[()]
-        found = stored.astype(np.int64).reshape(stored.shape[:2])
+        with np.errstate(invalid="ignore"):  # not a number is not whole
+            found = stored.astype(np.int64).reshape(stored.shape[:2])
         if stored.dtype.kind == "f" and not np.array_equal(found, stored.reshape(found.shape)):
             raise UserError(f"{path}: its label holds numbers that are not whole: fetch it again")
         known = (found >= 0) & (found < self._count)
@@ -323,8 +324,9 @@ def read_partition(folder: Path, partition: str) -> dict[str, str]:
             raise UserError(f"{path}: {split} is not a list of sample ids: fetch it again")
         for name in names:
             # An id becomes a file's name: it must not lead out of the folder.
-            if not isinstance(name, str) or not name or "/" in name or "\\" in name or "\0" in name:
-                raise UserError(f"{path}: {name!r:.80} cannot be a sample's id: fetch it again")
+            if not isinstance(name, str) or not name or any(bad in name for bad in "/\\\0\n"):
+                shown = repr(name[:80]) if isinstance(name, str) else f"a {type(name).__name__}"
+                raise UserError(f"{path}: {shown} cannot be a sample's id: fetch it again")
             if name in out:
                 raise UserError(f"{path}: sample {name!r} is listed twice: fetch it again")
             out[name] = _SPLITS[split]
@@ -354,7 +356,7 @@ def class_names(folder: Path, facts: TaskFacts) -> tuple[tuple[str, ...], str]:
         told = kind.get("n_classes")
         names = kind.get("_class_names") or kind.get("class_name")
         if type(told) is not int or not 2 <= told <= MISSING_PIXEL:
-            raise UserError(f"{path}: {told!r:.40} classes: fetch it again")
+            raise UserError(f"{path}: its number of classes is not one of 2 to {MISSING_PIXEL}: fetch it again")
         count = told
         if isinstance(names, (list, tuple)) and len(names) == count and all(isinstance(n, str) for n in names):
             return tuple(names), path.name
@@ -374,9 +376,11 @@ def read_label_map(folder: Path, classes: Sequence[str]) -> dict[str, int]:
     number = {name: index for index, name in enumerate(classes)} | {str(n): n for n in range(len(classes))}
     out: dict[str, int] = {}
     for key, names in given.items():
-        if key not in number or not isinstance(names, list):
+        if key not in number:
             raise UserError(f"{path}: {key!r:.60} is none of the {len(classes)} classes: fetch it again")
-        out |= {str(name): number[key] for name in names}
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{path}: {key!r:.60} is not a list of sample ids: fetch it again")
+        out |= dict.fromkeys(names, number[key])
     return out
 
 
@@ -416,7 +420,7 @@ def _notes(
         out["pixels_published"], out["pixels_found"] = facts.pixels, list(pixels)
     unread = sorted({band for *_, probe in good for band in probe.unread})
     if unread:
-        out["datasets_not_read"] = unread
+        out["datasets_not_read"] = [name[:80] for name in unread[:20]]
     stray = sum(1 for file in folder.glob("*.hdf5") if file.name.removesuffix(".hdf5") not in splits)
     if stray:
         out["samples_not_in_partition"] = stray

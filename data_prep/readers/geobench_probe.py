@@ -108,7 +108,7 @@ def _describe(
         mine = [stored for stored in bands if stored.band in wanted]
         lacking = [band for band, _ in given.bands if all(stored.band != band for stored in mine)]
         if lacking:
-            raise UserError(f"no band {lacking[0]!r}; there are {', '.join(s.band for s in bands)[:200]}")
+            raise UserError(f"no band {lacking[0]!r}; there are {sorted({s.band for s in bands})!r:.300}")
         sizes = {(stored.shape[0], stored.shape[1]) for stored in mine}
         planes = {stored.shape[2] if len(stored.shape) == 3 else 1 for stored in mine}
         if len(sizes) > 1 or planes != {given.planes}:

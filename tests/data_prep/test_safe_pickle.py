@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_prep import safe_pickle
 from data_prep.safe_pickle import Array, Name, Stub, load, load_text
@@ -75,6 +77,26 @@ def test_plain_values_and_numbers(protocol: int) -> None:
     assert [type(n) for n in found["numbers"]] == [int, float, bool, int]
     assert type(found["ordered"]) is dict
     assert load_text(str(data), HERE) == value
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(max_size=300)
+KEYS = st.text() | st.integers() | st.booleans() | st.none()
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(
+    st.recursive(
+        SCALARS,
+        lambda inner: (
+            st.lists(inner) | st.dictionaries(KEYS, inner) | st.tuples(inner, inner, inner, inner) | st.tuples(inner)
+        ),
+        max_leaves=30,
+    ),
+    st.integers(2, 5),
+)
+def test_as_pickle_reads_plain_values(value: Any, protocol: int) -> None:
+    data = pickle.dumps(value, protocol)
+    assert load_text(str(data), HERE) == pickle.loads(data) == value
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])

@@ -355,9 +355,11 @@ def test_classes_that_there_are_not(tmp_path: Path) -> None:
     label[2, 2] = 9
     with pytest.raises(UserError, match=r"a.hdf5: its label holds 9, of 7 classes"):
         read(cashew(tmp_path, label)).load([0])
-    half = np.full((8, 8), 0.5, np.float32)
-    with pytest.raises(UserError, match="not whole"):
-        read(cashew(tmp_path / "half", half)).load([0])
+    for number, value in enumerate((0.5, np.nan)):
+        with pytest.raises(UserError, match="not whole"):
+            read(cashew(tmp_path / str(number), np.full((8, 8), value, np.float32))).load([0])
+    whole = read(cashew(tmp_path / "whole", np.full((8, 8), 6.0))).load([0])
+    assert (whole["segmentation"] == 6).all()
     with pytest.raises(UserError, match=r"its label has shape \[4, 4\], its image \[8, 8\]"):
         read(cashew(tmp_path / "small", np.zeros((4, 4), np.uint8)))
 
@@ -532,7 +534,9 @@ def test_aliases(tmp_path: Path) -> None:
         ('{"training": []}', "not a partition"),
         ('{"train": {}}', "not a list"),
         ('{"train": ["../../etc/passwd"]}', "cannot be a sample's id"),
-        ('{"train": [3]}', "cannot be a sample's id"),
+        ('{"train": [3]}', "a int cannot be a sample's id"),
+        ('{"train": ["a\\nb"]}', "cannot be a sample's id"),
+        ('{"train": [' + "[" * 900 + "]" * 900 + "]}", "not valid JSON|a list cannot be a sample's id"),
         ('{"train": ["id_1", "id_1"]}', "listed twice"),
         ('{"train": ["id_1"], "test": ["id_1"]}', "listed twice"),
         ('{"train": []}', "lists no samples"),
@@ -565,6 +569,9 @@ def test_labels_that_disagree_or_are_none(tmp_path: Path) -> None:
     (folder / "label_map.json").write_text('{"11": ["id_1"]}')
     with pytest.raises(UserError, match="'11' is none of the 10 classes"):
         read(folder)
+    (folder / "label_map.json").write_text('{"1": [["id_1"]]}')
+    with pytest.raises(UserError, match="'1' is not a list of sample ids"):
+        read(folder)
     (folder / "label_map.json").unlink()
     bands = {band: np.zeros((8, 8), np.int16) for band in S2}
     for label in (10, -1, 2.5, "river", None, [1, 2], 2**70):
@@ -583,7 +590,7 @@ def test_samples_of_another_layout(tmp_path: Path) -> None:
     report = tmp_path / "report.tsv"
     source = read(folder, on_error="skip", report=report)
     lines = report.read_text()
-    assert "id_0000.hdf5\tno band 'Blue'; there are Alpha, Green, Red" in lines
+    assert "id_0000.hdf5\tno band 'Blue'; there are ['Alpha', 'Green', 'Red']" in lines
     assert "id_0001.hdf5\tis (9, 8) pixels, most are (8, 8)" in lines
     assert "id_0002.hdf5\tbands of one sensor have different shapes" in lines
     assert source.listing().notes["datasets_not_read"] == ["Depth"]
@@ -689,6 +696,8 @@ def test_the_last_year_there_is(tmp_path: Path) -> None:
     [
         (pickle.dumps(Evil()), "refused, and nothing of it was run"),
         (pickle.dumps({}), "no task specifications"),
+        (dumps(Specs(label_type=Classification(n_classes=10**5000))), "number of classes is not one of 2 to 255"),
+        (dumps(Specs(label_type=Classification(n_classes=True))), "number of classes is not one of 2 to 255"),
         (b"", "refused"),
     ],
 )
