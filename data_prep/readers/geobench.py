@@ -13,8 +13,8 @@ lon, lat, crs_epsg and transform; time_start and time_end, the end not included 
 unknown); cloud_fraction. Where a sample has several dates the inputs are [T, C, H, W], with a mask [T, C] of the bands
 that a date has, and "dates" [T] in Unix seconds.
 
-Metadata is pickled in the files; data_prep/safe_pickle.py reads it without running it. Statistics in band_stats.json are
-not used: the manifest's are computed from what is written.
+Metadata is pickled in the files; data_prep/safe_pickle.py reads it without running it. The manifest's statistics are
+computed from what is written; those in band_stats.json are only compared, and only with `check=band_stats`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from data_prep.readers.geobench_check import SAMPLES, compare_statistics
 from data_prep.readers.geobench_file import dataset_name, label_of, open_sample, seconds
 from data_prep.readers.geobench_probe import NOT_A_TIME, Found, Job, probe_sample, sample_path
 from data_prep.readers.geobench_tasks import (
@@ -265,6 +266,9 @@ def open_geobench(request: Request) -> GeobenchSource:
             bad.append((f"{name}.hdf5", f"is {probe.shapes[0]} pixels, most are {common[0][0][0]}"))
     good = [entry for entry in good if entry[2].shapes == common[0][0]]
     notes = request.settle(bad, len(splits), "samples")
+    if request.settings["check"] == "band_stats":
+        training = [name for name, split, _ in good if split == "train"]
+        notes |= compare_statistics(folder, training or [name for name, *_ in good], request.map)
     files = [f"{partition}_partition.json", "task_specs.pkl", "label_map.json"]
     tokens = [(file, file_token(folder / file)) for file in files if (folder / file).is_file()]
     tokens += [(f"{name}.hdf5", probe.token) for name, _, probe in good]
@@ -441,6 +445,11 @@ GEOBENCH = Reader(
         ),
         "no_data": Setting(
             "what becomes of a class for missing data: stays a class, or 255", "class", ("class", "ignore")
+        ),
+        "check": Setting(
+            f"band_stats: note how far the bands' means over {SAMPLES} samples are from the published ones",
+            "none",
+            ("none", "band_stats"),
         ),
     },
     citation=CITATION,

@@ -98,14 +98,14 @@ def _datasets(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
     return out
 
 
-def stored_bands(datasets: Mapping[str, h5py.Dataset]) -> list[Stored]:
-    """Every dataset that is not the label."""
-    out = []
+def stored_bands(datasets: Mapping[str, h5py.Dataset]) -> dict[str, Stored]:
+    """Every dataset that is not the label, by its name."""
+    out = {}
     for name, dataset in datasets.items():
         if not _is_label(name):
             match = _DATED.fullmatch(name)
             band, date = match.groups() if match else (name, "")
-            out.append(Stored(band, date, dataset.shape, dataset.dtype))
+            out[name] = Stored(band, date, dataset.shape, dataset.dtype)
     return out
 
 

@@ -74,7 +74,7 @@ def probe_sample(job: Job, name: str) -> Found | str:
     try:
         with open_sample(path) as (file, datasets):
             meta = read_metadata(file, path)
-            bands = stored_bands(datasets)
+            bands = list(stored_bands(datasets).values())
             label = label_of(datasets)
             label_shape = None if label is None else label.shape[:2]
         return _describe(job, name, path, meta, bands, label_shape)

@@ -708,6 +708,37 @@ def test_hostile_task_specs(tmp_path: Path, specs: bytes, reason: str) -> None:
         read(folder)
 
 
+def test_published_statistics_are_compared_on_request(tmp_path: Path) -> None:
+    folder = eurosat(tmp_path)
+    with pytest.raises(UserError, match="check=band_stats: no .*band_stats.json"):
+        read(folder, "check=band_stats")
+    # Band k of the four training samples is 100 n + k: its mean is 150 + k.
+    stats = {band: {"mean": 150.0 + k, "std": 10.0} for k, band in enumerate(S2)} | {"label": {"mean": 1, "std": 0}}
+    (folder / "band_stats.json").write_text(json.dumps(stats))
+    plain = read(folder)
+    assert "band_stats_bands" not in plain.listing().notes
+    source = read(folder, "check=band_stats")
+    assert source.describe() == plain.describe(), "the same samples"
+    notes = source.listing().notes
+    assert (notes["band_stats_samples"], notes["band_stats_bands"]) == (4, 13)
+    assert notes["band_stats_largest_distance_in_std"] == 0
+    stats["11 - SWIR"]["mean"] += 25
+    (folder / "band_stats.json").write_text(json.dumps(stats))
+    notes = read(folder, "check=band_stats").listing().notes
+    assert notes["band_stats_largest_distance_in_std"] == 2.5 and notes["band_stats_farthest_band"] == "11 - SWIR"
+    for text in (
+        "[]",
+        "{",
+        '{"a": 1}',
+        '{"a": {"mean": "x", "std": 1}}',
+        '{"a": {"mean": NaN, "std": 1}}',
+        "[" * 100_000,
+    ):
+        (folder / "band_stats.json").write_text(text)
+        with pytest.raises(UserError, match="band_stats.json: not statistics by band"):
+            read(folder, "check=band_stats")
+
+
 def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
     folder = eurosat(tmp_path)
     source = read(folder)
