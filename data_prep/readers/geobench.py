@@ -249,7 +249,7 @@ def open_geobench(request: Request) -> GeobenchSource:
     fixed = request.settings["band_fix"] == "yes"
     inputs = inputs_of(task, fixed)
     classes, named = class_names(folder, facts)
-    job = Job(folder, task, inputs, fixed and bool(facts.as_named or task == "m-eurosat"), len(classes))
+    job = Job(folder, task, inputs, fixed and bool(facts.as_named), len(classes))
     outcomes = request.map(partial(probe_sample, job), list(splits))
     mapped = read_label_map(folder, classes) if facts.target == "classification" else {}
     bad: list[tuple[str, str]] = []

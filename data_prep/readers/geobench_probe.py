@@ -76,7 +76,7 @@ def probe_sample(job: Job, name: str) -> Found | str:
             meta = read_metadata(file, path)
             bands = list(stored_bands(datasets).values())
             label = label_of(datasets)
-            label_shape = None if label is None else label.shape[:2]
+            label_shape = None if label is None else label.shape[:2] if label.shape[2:] in ((), (1,)) else label.shape
         return _describe(job, name, path, meta, bands, label_shape)
     except UserError as error:
         return str(error).removeprefix(f"{path}: ").removeprefix(f"{path}, ")

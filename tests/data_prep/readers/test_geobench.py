@@ -362,6 +362,13 @@ def test_classes_that_there_are_not(tmp_path: Path) -> None:
     assert (whole["segmentation"] == 6).all()
     with pytest.raises(UserError, match=r"its label has shape \[4, 4\], its image \[8, 8\]"):
         read(cashew(tmp_path / "small", np.zeros((4, 4), np.uint8)))
+    folder = cashew(tmp_path / "planes", np.zeros((8, 8), np.uint8))
+    for name in "abc":
+        with h5py.File(folder / f"{name}.hdf5", "a") as file:
+            del file["label"]
+            file["label"] = np.zeros((8, 8, 2), np.uint8)
+    with pytest.raises(UserError, match=r"its label has shape \[8, 8, 2\], its image \[8, 8\]"):
+        read(folder)
 
 
 def test_series_of_dates_have_a_time_axis(tmp_path: Path) -> None:
@@ -414,6 +421,22 @@ def test_cattle_year_and_a_transform_of_another_scale(tmp_path: Path) -> None:
     assert loaded["lon"][0] == pytest.approx(175.2) and loaded["lat"][0] == pytest.approx(-40.6)
     assert "transform" not in source.arrays
     assert (loaded["time_end"][0] - loaded["time_start"][0]) == 366 * 86400
+
+
+def test_a_transform_must_fit_the_resolution(tmp_path: Path) -> None:
+    folder = task_folder(tmp_path, "m-pv4ger")
+    bands = {band: np.zeros((8, 8), np.uint8) for band in ("Red", "Green", "Blue")}
+    north = 0.1 / 111_320
+    east = north / np.cos(np.deg2rad(60))
+    for name, factor in (("a", 1), ("b", 3), ("c", 0.3)):
+        transform = Affine(east * factor, 0.0, 7.0, 0.0, -north * factor, 60.0)
+        write_sample(folder, name, bands, 1, transform=transform, crs="EPSG:4326")
+    write_sample(folder, "d", bands, 1, transform=Affine(east, 0.0, 7.0, 0.0, -north, 95.0), crs="epsg:4326")
+    finish(folder, None, split_ids("abcd"))
+    loaded = read(folder).load([0, 1, 2, 3])
+    assert np.isfinite(loaded["transform"][:, 0]).tolist() == [True, False, False, False]
+    assert np.isfinite(loaded["lon"]).tolist() == [True, False, False, False]
+    assert read(folder).listing().notes["samples_without_a_place"] == 3
 
 
 def test_neontree_has_three_resolutions_and_a_projection(tmp_path: Path) -> None:
