@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_prep.folder import Found, find_images
+from data_prep.folder import Found, list_images
 from data_prep.readers.registry import Request, Setting
 from frontier.data.manifest import nearest
 from frontier.errors import UserError
@@ -70,7 +70,8 @@ def class_files(request: Request, layout: Layout) -> tuple[Request, list[Found],
     layout, for a copy that is not whole unless `partial`, and for lists of splits that do not fit the images.
     """
     root = find_root(request, layout)
-    found, left_out = find_images(root)
+    paths, left_out = list_images(root)
+    found = [Found(path, path.partition("/")[0] if "/" in path else "", "") for path in paths]
     files = [file for file in found if file.path.lower().endswith(layout.suffix) and file.label in layout.classes]
     others = Counter(file.label for file in found if file.label not in layout.classes)
     wrong = len(found) - len(files) - others.total()
@@ -142,7 +143,10 @@ def read_splits(request: Request, root: Path, files: Sequence[Found]) -> tuple[d
         for split in ("train", "val", "test"):
             for path in sorted(folder.glob(f"*-{split}.txt")):
                 known.setdefault(path.name.removesuffix(f"-{split}.txt"), {}).setdefault(split, path)
+    stems = Counter(stem(file.path) for file in files)
     if choice == "auto":
+        # Lists of another archive in the folder above are none of this one's.
+        known = {name: lists for name, lists in known.items() if _read_lists(lists).keys() & stems.keys()}
         if len(known) > 1:
             raise UserError(
                 f"reader {request.reader.name}: {request.path}: several sets of split files: choose one with "
@@ -155,14 +159,7 @@ def read_splits(request: Request, root: Path, files: Sequence[Found]) -> tuple[d
         )
     if not choice:
         return {}, {"problems": []}
-    out: dict[str, str] = {}
-    for split, path in known[choice].items():
-        for name in _listed(path):
-            if out.setdefault(name, split) != split:
-                raise UserError(
-                    f"{path}: {name} is also in the {out[name]} split: mend the lists, or --set splits=none"
-                )
-    stems = Counter(stem(file.path) for file in files)
+    out = _read_lists(known[choice])
     twice = [name for name, count in stems.items() if count > 1]
     if twice:
         raise UserError(f"{root}: {twice[0]} lies in two classes, which the split files cannot tell: --set splits=none")
@@ -174,6 +171,18 @@ def read_splits(request: Request, root: Path, files: Sequence[Found]) -> tuple[d
         problems.append(f"{len(absent)} images of the {choice} splits are not there (such as {min(absent)})")
     notes = {"splits": choice, "in_no_split": len(unlisted), "listed_but_missing": len(absent)}
     return out, notes | {"problems": problems}
+
+
+def _read_lists(lists: Mapping[str, Path]) -> dict[str, str]:
+    """Split by stem. Raises `UserError` for an image in two of them."""
+    out: dict[str, str] = {}
+    for split, path in lists.items():
+        for name in _listed(path):
+            if out.setdefault(name, split) != split:
+                raise UserError(
+                    f"{path}: {name} is also in the {out[name]} split: mend the lists, or pass --set splits=none"
+                )
+    return out
 
 
 def _listed(path: Path) -> list[str]:

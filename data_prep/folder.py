@@ -167,8 +167,8 @@ def check_size(request: Request) -> None:
         raise UserError(f"--image-size {request.image_size}: give 1 or more pixels")
 
 
-def find_images(root: Path) -> tuple[list[Found], dict[str, Any]]:
-    """Image files of `root` in the order of their paths' bytes, and counts of what was left out."""
+def list_images(root: Path) -> tuple[list[str], dict[str, Any]]:
+    """Paths of the image files below `root` in the order of their bytes, and counts of what was left out."""
     if not root.is_dir():
         state = "is not a directory" if root.exists() else "does not exist"
         raise UserError(f"--from {root}: {state}: give a folder of images or of class folders")
@@ -195,7 +195,12 @@ def find_images(root: Path) -> tuple[list[Found], dict[str, Any]]:
             f"--from {root}: no images{seen}: expected files ending in {', '.join(EXTENSIONS)}, in class folders or "
             "directly in the folder"
         )
-    paths.sort(key=os.fsencode)
+    return sorted(paths, key=os.fsencode), left_out
+
+
+def find_images(root: Path) -> tuple[list[Found], dict[str, Any]]:
+    """Image files of `root` with their class and split, in the order of their paths' bytes; counts as `list_images`."""
+    paths, left_out = list_images(root)
     parts = [path.split("/") for path in paths]
     splits = [""] * len(paths)
     if all(len(part) > 1 and part[0].lower() in SPLIT_NAMES for part in parts):

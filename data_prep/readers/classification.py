@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.class_folders import PARTIAL, SPLITS, Layout, class_files, missing_images, settle_problems
-from data_prep.folder import Found, find_images, image_source
+from data_prep.folder import Found, image_source, list_images
 from data_prep.readers.registry import Reader, Request, Setting
 from data_prep.source import Source
 from frontier.errors import UserError
@@ -98,8 +98,8 @@ def open_millionaid(request: Request) -> Source:
     notes: dict[str, Any] = {"parts": parts}
     problems: list[str] = []
     for part in parts:
-        found, left_out = find_images(root / part)
-        kept, wrong = _millionaid_part(part, found, request.settings["splits"] == "published")
+        paths, left_out = list_images(root / part)
+        kept, wrong = _millionaid_part(part, paths, request.settings["splits"] == "published")
         files += kept
         problems += wrong
         notes |= {f"{part}_{name}": count for name, count in left_out.items()}
@@ -111,10 +111,10 @@ def open_millionaid(request: Request) -> Source:
     return image_source(moved, files, notes, MILLIONAID.classes if "train" in parts else ())
 
 
-def _millionaid_part(part: str, found: list[Found], splits: bool) -> tuple[list[Found], list[str]]:
+def _millionaid_part(part: str, paths: list[str], splits: bool) -> tuple[list[Found], list[str]]:
     """The images of train or test with their classes, and what is not as published."""
-    jpegs = [file.path for file in found if file.path.lower().endswith(MILLIONAID.suffix)]
-    problems = [f"{len(found) - len(jpegs)} images in {part} that are not JPEG"] if len(jpegs) < len(found) else []
+    jpegs = [path for path in paths if path.lower().endswith(MILLIONAID.suffix)]
+    problems = [f"{len(paths) - len(jpegs)} images in {part} that are not JPEG"] if len(jpegs) < len(paths) else []
     split = part if splits else ""
     if part == "test":
         # Whatever folders they lie in: labels of the test images are not published.

@@ -5,7 +5,8 @@ FOLDER/a.npy FOLDER/b/c.npy      --set axes=HWC: each a sample (CHW, TCHW, THWC,
 FOLDER/x.npy or x.npz            --set axes=NHWC: stacks of samples
 ```
 Samples are stored in the order T, C, H, W. Each is read once before anything is written: it is hashed, so that copies
-stay in one split, and what is not a number is counted (and kept).
+stay in one split, and what is not a number is counted (and kept). A compressed .npz cannot be mapped: it is unpacked whole for every block of
+samples, so rewrite large ones as .npy.
 """
 
 from __future__ import annotations

@@ -119,7 +119,10 @@ def test_whole_copy_and_what_breaks_it(tmp_path: Path) -> None:
     archive(root, ("river",), "{name}/{name}{number:02d}.tif")
     picture(root / "extra" / "x.tif", 7)
     picture(root / "river" / "y.png", 8)
-    with pytest.raises(UserError, match=r"not of the archive: extra \(1\); 1 images that do not end in .tif"):
+    picture(root / "overview.tif", 9)
+    with pytest.raises(
+        UserError, match=r"not of the archive: \(none\) \(1\), extra \(1\); 1 images that do not end in .tif"
+    ):
         read("ucmerced", root)
     assert len(read("ucmerced", root, PARTIAL).listing().ids) == 42
 
@@ -208,6 +211,17 @@ def test_lists_of_splits_that_do_not_fit(tmp_path: Path) -> None:
     notes = read("eurosat", root, PARTIAL).listing().notes
     assert (notes["in_no_split"], notes["listed_but_missing"]) == (9, 1)
     assert len(read("eurosat", root, PARTIAL).listing().ids) == 21, "no image may slip into a split that is not its own"
+
+
+def test_lists_of_other_archives_are_none_of_this(tmp_path: Path) -> None:
+    archive(tmp_path / "AID", AID.classes, "{name}/{name}_{number}.jpg", 1)
+    for split in ("train", "val", "test"):
+        (tmp_path / f"resisc45-{split}.txt").write_text(f"airplane_{split}.jpg\n")
+        (tmp_path / f"uc_merced-{split}.txt").write_text(f"beach_{split}.tif\n")
+    listing = read("aid", tmp_path, PARTIAL).listing()
+    assert set(listing.splits) == {""} and "splits" not in listing.notes
+    (tmp_path / "AID" / "aid-train.txt").write_text("".join(f"{name}_0.jpg\n" for name in AID.classes))
+    assert set(read("aid", tmp_path, PARTIAL).listing().splits) == {"train"}
 
 
 def test_splits_in_csv(tmp_path: Path) -> None:
