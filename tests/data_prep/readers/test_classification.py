@@ -24,6 +24,7 @@ from frontier.errors import UserError
 from tests.conftest import SHARED_DATA, run_frontier
 
 PARTIAL = {"partial": "yes"}
+pytestmark = pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 
 
 def read(name: str, path: Path, settings: Mapping[str, str] | None = None, **options: Any) -> Source:
@@ -367,7 +368,12 @@ def test_multispectral_bad_files(tmp_path: Path) -> None:
     geotiff(forest / "type.tif", np.zeros((13, 64, 64), np.float32))
     whole = (forest / "Forest_1.tif").read_bytes()
     (forest / "cut.tif").write_bytes(whole[: len(whole) // 2])
-    (forest / "text.tif").write_text("<VRTDataset rasterXSize='1' rasterYSize='1'></VRTDataset>")
+    bands = "".join(
+        f"<VRTRasterBand dataType='UInt16' band='{band}'><SimpleSource><SourceFilename>{forest / 'Forest_1.tif'}"
+        f"</SourceFilename><SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
+        for band in range(1, 14)
+    )
+    (forest / "text.tif").write_text(f"<VRTDataset rasterXSize='64' rasterYSize='64'>{bands}</VRTDataset>")
     source = read("eurosat_ms", root, PARTIAL, on_error="skip", report=tmp_path / "bad.tsv")
     bad = dict(line.split("\t") for line in (tmp_path / "bad.tsv").read_text().splitlines())
     assert sorted(bad) == [f"Forest/{name}.tif" for name in ("bands", "cut", "size", "text", "type")]
@@ -375,7 +381,7 @@ def test_multispectral_bad_files(tmp_path: Path) -> None:
     assert "13 bands of 32x64" in bad["Forest/size.tif"]
     assert "float32" in bad["Forest/type.tif"]
     assert "does not decode as GeoTIFF" in bad["Forest/cut.tif"]
-    assert "does not decode as GeoTIFF" in bad["Forest/text.tif"], "no other format is tried"
+    assert "does not decode as GeoTIFF" in bad["Forest/text.tif"], "a file that points to others is not followed"
     assert source.listing().notes["skipped"] == 5
     with pytest.raises(UserError, match="5 of 15 images cannot be used"):
         read("eurosat_ms", root, PARTIAL)

@@ -177,6 +177,7 @@ def test_array_mistakes(tmp_path: Path) -> None:
         read(path, {"axes": "NCHW"})
 
 
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
 def test_tiff_with_many_bands(tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio")
     pixels = np.arange(5 * 4 * 4, dtype=np.uint16).reshape(5, 4, 4)
