@@ -29,8 +29,8 @@ from data_prep.source import Band, ImageColumn, Listing, Source
 from frontier.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
-_SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
-_SPLIT_NAMES |= {"test": "test", "testing": "test"}
+SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+SPLIT_NAMES |= {"test": "test", "testing": "test"}
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,10 @@ class ImageSource(Source):
         self._request = request
         self._notes = notes
         self._classes = tuple(classes)
-        grey = request.channels == "grey" or (request.channels == "auto" and all(found.grey for found in probes))
-        self._deep = all(found.deep for found in probes)
-        size = request.image_size if request.image_size is not None else _common_size(request.path, probes)
-        names = ("grey",) if grey else ("red", "green", "blue")
-        height, width = (size, size) if isinstance(size, int) else size
-        self._shape = (len(names), height, width)
-        self.images = {
-            "image": ImageColumn(
-                self._shape,
-                "uint16" if self._deep else "uint8",
-                tuple(Band(name, common_name=None if grey else name) for name in names),
-                gsd_m=request.gsd_m,
-                units="digital number",
-            )
-        }
+        column = picture_column(request, probes)
+        self._deep = column.dtype == "uint16"
+        self._shape = (column.shape[0], column.shape[1], column.shape[2])
+        self.images = {"image": column}
 
     def describe(self) -> dict[str, Any]:
         digest = hashlib.sha256()
@@ -124,7 +113,7 @@ class ImageSource(Source):
 
 def scan_folder(request: Request) -> ImageSource:
     """Find, decode and hash every image of the folder. Raises `UserError`, see `find_images` and `image_source`."""
-    _check_size(request)
+    check_size(request)
     files, notes = find_images(request.path)
     return image_source(request, files, notes)
 
@@ -137,7 +126,7 @@ def image_source(
     Files that do not decode are dealt with by `request.settle`. Raises `UserError` for them with "stop", or for
     several sizes where no `image_size` is asked.
     """
-    _check_size(request)
+    check_size(request)
     least = request.image_size if request.image_size is not None and request.fit == "crop" else 1
     probes = probe_files(request, [file.path for file in files], least)
     bad = [(file.path, found.error) for file, found in zip(files, probes, strict=True) if found.error]
@@ -155,13 +144,32 @@ def image_source(
     return ImageSource(request, [file for file, _ in good], [found for _, found in good], notes, names)
 
 
-def _check_size(request: Request) -> None:
+def picture_column(request: Request, probes: Sequence[Probe]) -> ImageColumn:
+    """The column that holds pictures of these kinds and sizes as `request` asks: [C, H, W], uint16 where all are deep.
+
+    Raises `UserError` for several sizes where no `image_size` is asked.
+    """
+    grey = request.channels == "grey" or (request.channels == "auto" and all(found.grey for found in probes))
+    size = request.image_size if request.image_size is not None else _common_size(request.path, probes)
+    names = ("grey",) if grey else ("red", "green", "blue")
+    height, width = (size, size) if isinstance(size, int) else size
+    return ImageColumn(
+        (len(names), height, width),
+        "uint16" if all(found.deep for found in probes) else "uint8",
+        tuple(Band(name, common_name=None if grey else name) for name in names),
+        gsd_m=request.gsd_m,
+        units="digital number",
+    )
+
+
+def check_size(request: Request) -> None:
+    """Raise `UserError` for an `image_size` that is no size."""
     if request.image_size is not None and request.image_size < 1:
         raise UserError(f"--image-size {request.image_size}: give 1 or more pixels")
 
 
-def find_images(root: Path) -> tuple[list[Found], dict[str, Any]]:
-    """Image files of `root` in the order of their paths' bytes, and counts of what was left out."""
+def list_images(root: Path) -> tuple[list[str], dict[str, Any]]:
+    """Paths of the image files below `root` in the order of their bytes, and counts of what was left out."""
     if not root.is_dir():
         state = "is not a directory" if root.exists() else "does not exist"
         raise UserError(f"--from {root}: {state}: give a folder of images or of class folders")
@@ -188,11 +196,16 @@ def find_images(root: Path) -> tuple[list[Found], dict[str, Any]]:
             f"--from {root}: no images{seen}: expected files ending in {', '.join(EXTENSIONS)}, in class folders or "
             "directly in the folder"
         )
-    paths.sort(key=os.fsencode)
+    return sorted(paths, key=os.fsencode), left_out
+
+
+def find_images(root: Path) -> tuple[list[Found], dict[str, Any]]:
+    """Image files of `root` with their class and split, in the order of their paths' bytes; counts as `list_images`."""
+    paths, left_out = list_images(root)
     parts = [path.split("/") for path in paths]
     splits = [""] * len(paths)
-    if all(len(part) > 1 and part[0].lower() in _SPLIT_NAMES for part in parts):
-        splits = [_SPLIT_NAMES[part[0].lower()] for part in parts]
+    if all(len(part) > 1 and part[0].lower() in SPLIT_NAMES for part in parts):
+        splits = [SPLIT_NAMES[part[0].lower()] for part in parts]
         parts = [part[1:] for part in parts]
     flat = [len(part) == 1 for part in parts]
     if any(flat) and not all(flat):
@@ -206,7 +219,7 @@ def find_images(root: Path) -> tuple[list[Found], dict[str, Any]]:
     ], left_out
 
 
-def _common_size(root: Path, probes: list[Probe]) -> tuple[int, int]:
+def _common_size(root: Path, probes: Sequence[Probe]) -> tuple[int, int]:
     sizes = Counter(found.size for found in probes)
     if len(sizes) > 1:
         shown = ", ".join(f"{w}x{h} ({n})" for (h, w), n in sizes.most_common(3))

@@ -35,11 +35,17 @@ def probe(argument: tuple[str, int]) -> Probe:
     try:
         with open(path, "rb") as file:
             data = file.read()
+    except OSError as error:
+        return Probe(error=error.strerror or "cannot be read")
+    return probe_bytes(data, least)
+
+
+def probe_bytes(data: bytes, least: int = 1) -> Probe:
+    """`probe` of the bytes of a file."""
+    try:
         image = decode(data)
     except UserError as error:
         return Probe(error=str(error))
-    except OSError as error:
-        return Probe(error=error.strerror or "cannot be read")
     if min(image.size) < least:
         return Probe(error=f"{image.width}x{image.height} is smaller than the crop of {least}")
     return Probe(
