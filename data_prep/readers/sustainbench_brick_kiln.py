@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.readers._sustainbench import (
+    CITATION,
     S2_13,
     SITE,
     Checked,
@@ -48,6 +49,8 @@ SIDE = 64
 CLASSES = ("no kiln", "kiln")
 CORNERS = ("lon_top_left", "lat_top_left", "lon_bottom_right", "lat_bottom_right")
 PUBLISHED = {"no kiln": 67_284, "kiln": 6_329}
+LINES = (73_613, 86_528)
+"""Images that the site speaks of, and lines of the publishers' table."""
 
 
 def open_brick_kiln(request: Request) -> TaskSource:
@@ -56,6 +59,10 @@ def open_brick_kiln(request: Request) -> TaskSource:
     rows = read_table(table, ["y", "partition", "hdf5_file", "hdf5_idx", *CORNERS], unique=["hdf5_file", "hdf5_idx"])
     labels = [row.integer("y", 0, 1) for row in rows]
     notes = {"labels": counts(request, tally(CLASSES[y] for y in labels), PUBLISHED, "crops")}
+    lines = next((count for count in LINES if len(rows) <= count), LINES[-1])
+    notes["lines"] = counts(
+        request, {"list_eval_partition.csv": len(rows)}, {"list_eval_partition.csv": lines}, "lines"
+    )
     notes["splits"] = tally(row.split("partition") for row in rows)
     numbers = sorted({row.integer("hdf5_file") for row in rows})
     files = [f"examples_{number}.hdf5" for number in numbers]
@@ -184,6 +191,8 @@ READERS = (
         expects=f"download and extract brick_kiln_v1.0.tar.gz from the Google Drive folder named on {SITE}sdg13/"
         "brick_kiln.html: list_eval_partition.csv and examples_*.hdf5 in one folder",
         open=open_brick_kiln,
+        citation=f"{CITATION}; Lee, Brooks, Tajwar et al., Scalable deep learning to identify brick kilns and aid "
+        "regulatory capacity, PNAS 118(17), 2021, doi:10.1073/pnas.2018863118",
         homepage=f"{SITE}sdg13/brick_kiln.html",
     ),
 )

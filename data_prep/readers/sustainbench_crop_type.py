@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.readers._sustainbench import (
+    CITATION,
     SITE,
     Checked,
     Layout,
@@ -252,6 +253,8 @@ READERS = (
             "sensors": Setting("which series, comma-separated", "s1,s2,planet"),
             "max_dates": Setting("length of every series (default: the longest of each sensor)"),
         },
+        citation=f"{CITATION}; Rustowicz, Cheong, Wang, Ermon, Burke and Lobell, Semantic Segmentation of Crop Type in "
+        "Africa, CVPR Workshops 2019",
         homepage=f"{SITE}sdg2/crop_type_mapping_ghana-ss.html",
     ),
 )

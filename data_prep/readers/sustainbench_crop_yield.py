@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.readers._sustainbench import (
+    CITATION,
     SITE,
     Layout,
     TaskSource,
@@ -198,6 +199,8 @@ READERS = (
         open=open_crop_yield,
         settings={"country": Setting("whose counties", "usa", tuple(PUBLISHED))},
         license="CC BY-SA 4.0; imagery public domain (MODIS)",
+        citation=f"{CITATION}; Wang, Tran, Desai, Lobell and Ermon, Deep Transfer Learning for Crop Yield Prediction "
+        "with Remote Sensing Data, COMPASS 2018, doi:10.1145/3209811.3212707",
         homepage=f"{SITE}sdg2/crop_yield.html",
     ),
 )

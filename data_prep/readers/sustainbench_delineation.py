@@ -19,6 +19,7 @@ import numpy as np
 
 from data_prep.images import decode
 from data_prep.readers._sustainbench import (
+    CITATION,
     SITE,
     Checked,
     Layout,
@@ -148,6 +149,8 @@ READERS = (
         expects=f"download the Google Drive folder named on {SITE}sdg2/field_delineation.html: clean_data.csv, imgs, "
         "masks and masks_filled in one folder",
         open=open_delineation,
+        citation=f"{CITATION}; Aung, Uzkent, Burke, Lobell and Ermon, Farm Parcel Delineation Using Spatio-temporal "
+        "Convolutional Networks, CVPR Workshops 2020",
         homepage=f"{SITE}sdg2/field_delineation.html",
     ),
 )

@@ -19,6 +19,7 @@ import numpy as np
 
 from data_prep.readers._array_pickle import is_pickle, read_array_pickle
 from data_prep.readers._sustainbench import (
+    CITATION,
     S2_13,
     SITE,
     Checked,
@@ -172,6 +173,8 @@ READERS = (
         settings={
             "fold": Setting("the published split", "random", ("random", "bungoma_test", "busia_test", "siaya_test"))
         },
+        citation=f"{CITATION}; Kluger, Wang and Lobell, Two shifts for crop mapping, Remote Sensing of Environment 262, "
+        "2021",
         homepage=f"{SITE}sdg2/crop_type_mapping_kenya.html",
     ),
 )

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.readers._sustainbench import (
+    CITATION,
     SITE,
     Checked,
     Layout,
@@ -140,6 +141,7 @@ READERS = (
         "land_cover_representation.html: metadata.csv and tile_triplets/*.npy in one folder",
         open=open_landcover,
         license="CC BY-SA 4.0; imagery public domain (USDA NAIP)",
+        citation=f"{CITATION}; Jean, Wang, Samar, Azzari, Lobell and Ermon, Tile2Vec, AAAI 2019",
         homepage=f"{SITE}sdg15/land_cover_representation.html",
     ),
 )

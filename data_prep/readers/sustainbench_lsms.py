@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.readers._sustainbench import (
+    CITATION,
     LICENSE,
     SITE,
     Checked,
@@ -180,6 +181,9 @@ READERS = (
             "images": Setting("path of an image below --from, with {country}, {year} and {ea_id}", _IMAGES),
         },
         license=f"{LICENSE} (processed data); labels under the terms of the World Bank's LSMS; imagery public domain",
+        citation=f"{CITATION}; Yeh, Perez, Driscoll et al., Using publicly available satellite imagery and deep "
+        "learning to understand economic well-being in Africa, Nature Communications 11, 2020, "
+        "doi:10.1038/s41467-020-16185-w",
         homepage=f"{SITE}sdg1/change_in_poverty.html",
     ),
 )

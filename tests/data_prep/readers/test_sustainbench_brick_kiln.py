@@ -77,6 +77,10 @@ def test_incomplete_copies_are_refused(folder: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match=r"3 crops of 'no kiln', 67,284 were published"):
         open_source("brick_kiln", folder)
     monkeypatch.setattr(kiln, "PUBLISHED", {"no kiln": 3, "kiln": 2})
+    monkeypatch.setattr(kiln, "LINES", (4, 6))
+    with pytest.raises(UserError, match=r"5 lines of 'list_eval_partition.csv', 6 were published"):
+        open_source("brick_kiln", folder)
+    monkeypatch.setattr(kiln, "LINES", (3, 5))
     assert len(open_source("brick_kiln", folder).listing().ids) == 5
     (folder / "examples_2.hdf5").unlink()
     with pytest.raises(UserError, match=r"1 of 2 HDF5 files are absent \(such as examples_2.hdf5\)"):
