@@ -59,8 +59,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", nargs="?", metavar="NAME", help="one reader: its layout, settings, licence and citation")
     sub.add_argument("--json", action="store_true", help="print the answer as JSON")
     sub.set_defaults(run=_readers)
-    sub = verb("card", "a Markdown dataset card", _card)
-    sub.add_argument("--output", type=Path, help="file to write (default: the terminal)")
+    sub = verb("card", "the dataset card; `write` leaves it in SHARDS as README.md and croissant.json", _card)
+    sub.add_argument("--output", metavar="FILE", type=Path, help="file to write (default: the terminal)")
+    sub.add_argument(
+        "--format",
+        choices=("markdown", "croissant"),
+        default="markdown",
+        help="croissant: GeoCroissant 1.0 metadata, JSON-LD (default: %(default)s)",
+    )
     return parser
 
 
@@ -330,13 +336,18 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _card(arguments: argparse.Namespace) -> int:
-    from data_prep.inspect import card
-    from frontier.data.manifest import load_manifest
+    from data_prep.card import card_texts, write_text
 
-    text = card(load_manifest(arguments.shards))
+    markdown, document = card_texts(arguments.shards)
+    text = markdown if arguments.format == "markdown" else document
     if arguments.output is not None:
-        arguments.output.write_text(text, encoding="utf-8")
+        try:
+            write_text(arguments.output, text)
+        except OSError as error:
+            raise UserError(f"--output {arguments.output}: cannot be written ({error.strerror})") from None
         print(f"{arguments.output}: written")
+    elif arguments.json and arguments.format == "markdown":
+        print(json.dumps({"card": text}, indent=1))
     else:
-        _print(arguments, {"card": text}, text)
+        print(text, end="")
     return EXIT_OK

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.card import CARDS, write_cards
 from data_prep.plan import Plan, PlanOptions, make_plan
 from data_prep.readers.registry import REPORT
 from data_prep.shard_file import ShardTask, done_path, finished_record, remove_stale, write_json, write_shard
@@ -101,6 +102,7 @@ def write(
         manifest = _manifest(source, job.plan, ordered)
         if not _same_manifest(directory, manifest):
             write_json(directory / MANIFEST, manifest)
+        write_cards(directory)
         return Written(manifest, len(fresh), len(job.records), time.monotonic() - begun)
 
     return team.lead(conclude)
@@ -148,7 +150,7 @@ def check_target(directory: str | Path) -> None:
         names = [entry.name for entry in os.scandir(directory)]
     except OSError as error:
         raise UserError(f"{directory}: cannot be read ({error.strerror}): give another one") from None
-    foreign = [name for name in names if name != REPORT and not name.startswith(f".{PLAN}.tmp-")]
+    foreign = [name for name in names if name not in (REPORT, *CARDS) and not name.startswith(f".{PLAN}.tmp-")]
     if foreign and PLAN not in names:
         raise UserError(f"{directory}: holds other files and no {PLAN}: give an empty or new directory")
 
