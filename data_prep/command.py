@@ -1,4 +1,4 @@
-"""`frontier shards write|readers|verify|stats|info|bench|card`: the command line of data preparation."""
+"""`frontier shards write|repack|readers|verify|stats|info|bench|card`: the command line of data preparation."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _add_write(verbs)
+    _add_repack(verbs)
 
     def verb(name: str, text: str, run: Any) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
@@ -132,7 +133,39 @@ def _add_write(verbs: Any) -> None:
         help="comma-separated: rgb (column image), s2, s1, naip (default: rgb)",
     )
     scenes.add_argument("--size", type=int, help="side in pixels of 10 m (default: 64)")
-    sub.set_defaults(run=_write)
+    sub.set_defaults(run=_write, open=_source)
+
+
+def _add_repack(verbs: Any) -> None:
+    sub = verbs.add_parser(
+        "repack",
+        help="write shards again from shards, with other options",
+        description="Write the samples of SHARDS to OUT with another compression, shard size, order or choice of "
+        "columns. Every sample's checksum is checked; its bytes stay. Run again after an interruption.",
+    )
+    sub.add_argument("shards", metavar="SHARDS", type=Path, help="directory that `frontier shards write` made")
+    sub.add_argument("out", metavar="OUT", type=Path, help="directory to write")
+    sub.add_argument("--name", help="name of the data set (default: that of SHARDS)")
+    sub.add_argument(
+        "--columns", metavar="NAMES", help="comma-separated inputs and arrays to keep, masks follow (default: all)"
+    )
+    sub.add_argument("--seed", type=int, help="shuffle anew with this seed (default: the order stays)")
+    sub.add_argument(
+        "--splits",
+        choices=("keep", "new"),
+        default="keep",
+        help="new: drawn again, copies of a sample together; what else was kept together is not known any more "
+        "(default: %(default)s)",
+    )
+    sub.add_argument("--val-fraction", type=float, help="with --splits new (default: 0)")
+    sub.add_argument("--test-fraction", type=float, help="with --splits new (default: 0)")
+    sub.add_argument("--shard-mib", type=float, default=256, help="largest shard (default: %(default)s)")
+    sub.add_argument("--samples-per-shard", type=int, help="instead of --shard-mib")
+    sub.add_argument("--compression", choices=("none", "gzip", "lzf"), default="none", help="(default: %(default)s)")
+    sub.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
+    sub.add_argument("--overwrite", action="store_true", help="replace shards of another plan in OUT")
+    sub.add_argument("--json", action="store_true", help="print the summary as JSON")
+    sub.set_defaults(run=_write, open=_repack)
 
 
 def _write(arguments: argparse.Namespace) -> int:
@@ -142,7 +175,7 @@ def _write(arguments: argparse.Namespace) -> int:
 
     team = assemble()
     try:
-        source, options = team.lead(lambda: _source(arguments, team))
+        source, options = team.lead(lambda: arguments.open(arguments, team))
         done = write(
             source,
             arguments.out,
@@ -176,7 +209,7 @@ def _write(arguments: argparse.Namespace) -> int:
         print(json.dumps(summary, indent=1))
         return EXIT_OK
     splits = ", ".join(f"{name} {count:,}" for name, count in summary["splits"].items())
-    skipped = manifest["notes"].get("skipped", 0)
+    skipped = manifest["notes"].get("skipped", 0) if arguments.open is _source else 0
     print(
         f"{arguments.out}: {manifest['samples']:,} samples ({splits}), {len(manifest['classes'])} classes, "
         f"{len(manifest['shards'])} shards ({done.shards_written} written, {done.shards_kept} kept), "
@@ -216,6 +249,38 @@ def _source(arguments: argparse.Namespace, team: Team) -> tuple[Source, PlanOpti
         seed=arguments.seed,
         val_fraction=arguments.val_fraction,
         test_fraction=test,
+        shard_bytes=int(arguments.shard_mib * (1 << 20)),
+        samples_per_shard=arguments.samples_per_shard,
+        compression=arguments.compression,
+    )
+
+
+def _repack(arguments: argparse.Namespace, team: Team) -> tuple[Source, PlanOptions]:
+    """The shards as a source and the plan's options that `repack` asks for."""
+    from data_prep.plan import PlanOptions
+    from data_prep.repack import ShardSource
+    from data_prep.writer import check_target
+
+    check_target(arguments.out)
+    if arguments.out.exists() and arguments.shards.exists() and arguments.out.samefile(arguments.shards):
+        raise UserError(f"{arguments.out}: is what is read: give another directory to write to")
+    for flag in ("val_fraction", "test_fraction"):
+        if getattr(arguments, flag) is not None and arguments.splits == "keep":
+            raise UserError(f"--{flag.replace('_', '-')}: has no effect without --splits new")
+    columns = None
+    if arguments.columns is not None:
+        columns = [name.strip() for name in arguments.columns.split(",") if name.strip()]
+    source = ShardSource(
+        arguments.shards,
+        columns=columns,
+        splits=arguments.splits,
+        order="keep" if arguments.seed is None else "new",
+        name=arguments.name,
+    )
+    return source, PlanOptions(
+        seed=arguments.seed or 0,
+        val_fraction=arguments.val_fraction or 0.0,
+        test_fraction=arguments.test_fraction or 0.0,
         shard_bytes=int(arguments.shard_mib * (1 << 20)),
         samples_per_shard=arguments.samples_per_shard,
         compression=arguments.compression,
