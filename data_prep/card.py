@@ -91,6 +91,12 @@ def card(manifest: dict[str, Any], found: dict[str, Any]) -> str:
         _extent(found["extent"]),
         _making(manifest, found),
         ["## Known gaps", "", *(f"- {line}" for line in gaps(manifest, found) or [UNKNOWN])],
+        [
+            "## Not told here",
+            "",
+            "Why and by whom the data were collected and labelled, consent and personal data, and who keeps them up: "
+            + (f"see {manifest['homepage']}." if manifest.get("homepage") else f"{UNKNOWN}."),
+        ],
         _loading(manifest),
         [MARK],
     ]
@@ -227,7 +233,7 @@ def _arrays(manifest: dict[str, Any]) -> list[list[str]]:
     rows = [
         (
             name,
-            spec["role"] + (f" of {', '.join(masked[name])}" if name in masked else ""),
+            str(spec.get("role")) + (f" of {', '.join(masked[name])}" if name in masked else ""),
             f"{spec['dtype']} {_shape(spec)}",
             spec.get("units") or UNKNOWN,
             ", ".join(spec.get("names") or []) or "-",
@@ -296,7 +302,7 @@ def _history(manifest: dict[str, Any], found: dict[str, Any]) -> tuple[dict[str,
     while source.get("kind") == "shards" and isinstance(source.get("input"), dict):
         before = source["input"]
         steps.append(
-            f"Repacked from shards {before.get('name')}, fingerprint `{before.get('fingerprint')}`: columns "
+            f"Repacked from shards {before.get('name')}, fingerprint `{source.get('fingerprint')}`: columns "
             f"{', '.join(source.get('columns') or [])}; splits: {source.get('splits')}; order: {source.get('order')}."
         )
         if source.get("splits") == "keep":
@@ -337,7 +343,7 @@ def _loading(manifest: dict[str, Any]) -> list[str]:
         f'samples = ShardSet(".", split="{split}")  # the folder that holds this file',
     ]
     stored = list(manifest["images"].items())[:1] + [
-        (name, spec) for name, spec in manifest["arrays"].items() if spec["role"] == "target"
+        (name, spec) for name, spec in manifest["arrays"].items() if spec.get("role") == "target"
     ]
     for name, spec in stored:
         shape = ", ".join(map(str, [count, *spec["shape"]]))

@@ -63,7 +63,10 @@ def _countable(manifest: dict[str, Any]) -> dict[str, Any]:
         spec = stored_arrays(manifest).get(target["column"])
         if spec is None and target["column"] not in manifest["columns"]:
             continue
-        one = 0 if spec is None else int(np.prod(spec["shape"])) * np.dtype(spec["dtype"]).itemsize
+        places = 1 if spec is None else int(np.prod(spec["shape"]))
+        if target["kind"] == "multilabel" and places != len(target["classes"]):
+            continue
+        one = 0 if spec is None else places * np.dtype(spec["dtype"]).itemsize
         if one * manifest["samples"] <= COUNTED_BYTES:
             out[name] = target
     return out

@@ -144,14 +144,11 @@ def _property(name: str, value: str) -> dict[str, Any]:
 
 def _input(manifest: dict[str, Any]) -> dict[str, Any] | None:
     """What repacked shards were made from."""
-    made_from = (manifest.get("source") or {}).get("input")
-    if not isinstance(made_from, dict) or "fingerprint" not in made_from:
+    source = manifest.get("source") or {}
+    if source.get("kind") != "shards" or not isinstance(source.get("input"), dict):
         return None
-    return {
-        "@type": "CreativeWork",
-        "name": made_from.get("name"),
-        "identifier": _property(FINGERPRINT, made_from["fingerprint"]),
-    }
+    identity = _property(FINGERPRINT, source["fingerprint"])
+    return {"@type": "CreativeWork", "name": source["input"].get("name"), "identifier": identity}
 
 
 def _quantity(value: float, unit: str) -> dict[str, Any]:
@@ -339,7 +336,7 @@ def _scalar(name: str, dtype: str, manifest: dict[str, Any], named: dict[str, tu
 
 def _array(name: str, spec: dict[str, Any], manifest: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:
     targets = [target for target in manifest["targets"].values() if target["column"] == name]
-    more = ["cr:Label"] if targets or spec["role"] == "target" else []
+    more = ["cr:Label"] if targets or spec.get("role") == "target" else []
     if any(target["kind"] == "segmentation" for target in targets):
         more.append("cr:SegmentationMask")
     out = _column(name, spec["dtype"], more, spec["shape"])

@@ -82,9 +82,8 @@ class ShardSource(Source):
             "columns": [*self.images, *self.arrays],
             "splits": "new" if self._new_splits else "keep",
             "order": "new" if self._new_order else "keep",
-            "input": {
-                key: made[key] for key in ("name", "fingerprint", "source", "options", "split_check") if key in made
-            },
+            "fingerprint": made["fingerprint"],
+            "input": {key: made[key] for key in ("name", "source", "options", "split_check") if key in made},
         }
 
     def listing(self) -> Listing:
