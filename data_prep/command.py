@@ -165,7 +165,7 @@ def _add_repack(verbs: Any) -> None:
     sub.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
     sub.add_argument("--overwrite", action="store_true", help="replace shards of another plan in OUT")
     sub.add_argument("--json", action="store_true", help="print the summary as JSON")
-    sub.set_defaults(run=_write, open=_repack)
+    sub.set_defaults(run=_write, open=_repack, dry_run=False)
 
 
 def _write(arguments: argparse.Namespace) -> int:
@@ -249,38 +249,6 @@ def _source(arguments: argparse.Namespace, team: Team) -> tuple[Source, PlanOpti
         seed=arguments.seed,
         val_fraction=arguments.val_fraction,
         test_fraction=test,
-        shard_bytes=int(arguments.shard_mib * (1 << 20)),
-        samples_per_shard=arguments.samples_per_shard,
-        compression=arguments.compression,
-    )
-
-
-def _repack(arguments: argparse.Namespace, team: Team) -> tuple[Source, PlanOptions]:
-    """The shards as a source and the plan's options that `repack` asks for."""
-    from data_prep.plan import PlanOptions
-    from data_prep.repack import ShardSource
-    from data_prep.writer import check_target
-
-    check_target(arguments.out)
-    if arguments.out.exists() and arguments.shards.exists() and arguments.out.samefile(arguments.shards):
-        raise UserError(f"{arguments.out}: is what is read: give another directory to write to")
-    for flag in ("val_fraction", "test_fraction"):
-        if getattr(arguments, flag) is not None and arguments.splits == "keep":
-            raise UserError(f"--{flag.replace('_', '-')}: has no effect without --splits new")
-    columns = None
-    if arguments.columns is not None:
-        columns = [name.strip() for name in arguments.columns.split(",") if name.strip()]
-    source = ShardSource(
-        arguments.shards,
-        columns=columns,
-        splits=arguments.splits,
-        order="keep" if arguments.seed is None else "new",
-        name=arguments.name,
-    )
-    return source, PlanOptions(
-        seed=arguments.seed or 0,
-        val_fraction=arguments.val_fraction or 0.0,
-        test_fraction=arguments.test_fraction or 0.0,
         shard_bytes=int(arguments.shard_mib * (1 << 20)),
         samples_per_shard=arguments.samples_per_shard,
         compression=arguments.compression,
@@ -416,3 +384,35 @@ def _card(arguments: argparse.Namespace) -> int:
     else:
         print(text, end="")
     return EXIT_OK
+
+
+def _repack(arguments: argparse.Namespace, team: Team) -> tuple[Source, PlanOptions]:
+    """The shards as a source and the plan's options that `repack` asks for."""
+    from data_prep.plan import PlanOptions
+    from data_prep.repack import ShardSource
+    from data_prep.writer import check_target
+
+    check_target(arguments.out)
+    if arguments.out.exists() and arguments.shards.exists() and arguments.out.samefile(arguments.shards):
+        raise UserError(f"{arguments.out}: is what is read: give another directory to write to")
+    for flag in ("val_fraction", "test_fraction"):
+        if getattr(arguments, flag) is not None and arguments.splits == "keep":
+            raise UserError(f"--{flag.replace('_', '-')}: has no effect without --splits new")
+    columns = None
+    if arguments.columns is not None:
+        columns = [name.strip() for name in arguments.columns.split(",") if name.strip()]
+    source = ShardSource(
+        arguments.shards,
+        columns=columns,
+        splits=arguments.splits,
+        order="keep" if arguments.seed is None else "new",
+        name=arguments.name,
+    )
+    return source, PlanOptions(
+        seed=arguments.seed or 0,
+        val_fraction=arguments.val_fraction or 0.0,
+        test_fraction=arguments.test_fraction or 0.0,
+        shard_bytes=int(arguments.shard_mib * (1 << 20)),
+        samples_per_shard=arguments.samples_per_shard,
+        compression=arguments.compression,
+    )

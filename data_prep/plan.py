@@ -78,10 +78,10 @@ def make_plan(source: Source, options: PlanOptions) -> Plan:
         raise UserError(f"{source.name}: two samples have the same id: rename one of them")
     split_of = assign_splits(listing, options)
     order = sorted(range(len(listing.ids)), key=lambda row: seeded_hash(options.seed, "order", listing.ids[row]))
-    if listing.ordered:
-        order.sort()
     sample_bytes = source.sample_bytes
     width = -(-max(len(name) for name in listing.ids) // 64) * 64
+    if listing.ordered:
+        order.sort()
     shards: list[PlannedShard] = []
     for split in SPLITS:
         rows = [row for row in order if split_of[row] == split]
