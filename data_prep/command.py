@@ -159,7 +159,7 @@ def _add_repack(verbs: Any) -> None:
     )
     sub.add_argument("--val-fraction", type=float, help="with --splits new (default: 0)")
     sub.add_argument("--test-fraction", type=float, help="with --splits new (default: 0)")
-    sub.add_argument("--shard-mib", type=float, default=256, help="largest shard (default: %(default)s)")
+    sub.add_argument("--shard-mib", type=float, help="largest shard (default: that of `write`)")
     sub.add_argument("--samples-per-shard", type=int, help="instead of --shard-mib")
     sub.add_argument("--compression", choices=("none", "gzip", "lzf"), default="none", help="(default: %(default)s)")
     sub.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
@@ -408,11 +408,12 @@ def _repack(arguments: argparse.Namespace, team: Team) -> tuple[Source, PlanOpti
         order="keep" if arguments.seed is None else "new",
         name=arguments.name,
     )
+    default = PlanOptions()
     return source, PlanOptions(
         seed=arguments.seed or 0,
         val_fraction=arguments.val_fraction or 0.0,
         test_fraction=arguments.test_fraction or 0.0,
-        shard_bytes=int(arguments.shard_mib * (1 << 20)),
+        shard_bytes=default.shard_bytes if arguments.shard_mib is None else int(arguments.shard_mib * (1 << 20)),
         samples_per_shard=arguments.samples_per_shard,
         compression=arguments.compression,
     )
