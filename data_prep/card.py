@@ -21,6 +21,8 @@ CARD, CROISSANT = "README.md", "croissant.json"
 CARDS = (CARD, CROISSANT)
 UNKNOWN = "not recorded"
 MARK = "<!-- made by `frontier shards`: delete this line to keep a text of your own -->"
+_PACKING = ("shard_bytes", "samples_per_shard", "compression")
+"""Options of writing that matter where splits and order are those of the shards that were repacked."""
 _NOTES = {
     "skipped": "inputs left out because they could not be used",
     "duplicates": "samples that are copies of another",
@@ -141,9 +143,9 @@ def _origin(manifest: dict[str, Any]) -> list[str]:
     return [
         "## Where it is from",
         "",
-        f"- Homepage: {manifest.get('homepage') or UNKNOWN}",
-        f"- Licence: {manifest.get('license') or UNKNOWN}",
-        f"- Citation: {manifest.get('citation') or UNKNOWN}",
+        f"- Homepage: {_cell(manifest.get('homepage') or UNKNOWN)}",
+        f"- Licence: {_cell(manifest.get('license') or UNKNOWN)}",
+        f"- Citation: {_cell(manifest.get('citation') or UNKNOWN)}",
         f"- Written by: {manifest.get('created_by') or UNKNOWN}",
         f"- Fingerprint: `{manifest['fingerprint']}`",
     ]
@@ -276,8 +278,11 @@ def _making(manifest: dict[str, Any], found: dict[str, Any]) -> list[str]:
     if settings:
         lines += ["", *_table(("setting", "value"), settings)]
     lines += ["", f"Splits: {_split_text(options)}.", *(f"\n{step}" for step in steps)]
-    if found["options"]:
-        lines += ["", *_table(("option of writing", "value"), [(k, _value(v)) for k, v in found["options"].items()])]
+    effective = found["options"] or {}
+    if steps and manifest["source"].get("splits") == "keep" and manifest["source"].get("order") == "keep":
+        effective = {key: value for key, value in effective.items() if key in _PACKING}
+    if effective:
+        lines += ["", *_table(("option of writing", "value"), [(k, _value(v)) for k, v in effective.items()])]
     lines += ["", "Check for leaks between splits" + (":" if check else f": {UNKNOWN}.")]
     if check:
         lines.append("")
@@ -367,7 +372,7 @@ def _shape(spec: dict[str, Any]) -> str:
 
 def _and(names: Any) -> str:
     shown = [f"`{name}`" for name in names]
-    return shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + f" and {shown[-1]}"
+    return "".join(shown) if len(shown) < 2 else ", ".join(shown[:-1]) + f" and {shown[-1]}"
 
 
 def _number(value: Any) -> str:

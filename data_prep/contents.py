@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.shard_file import stored_block
-from frontier.data.hdf5 import OpenShard
+from frontier.data.hdf5 import OpenShard, check_size
 from frontier.data.manifest import stored_arrays
 
 COUNTED_BYTES = 1 << 30
@@ -33,6 +33,7 @@ def contents(directory: str | Path, manifest: dict[str, Any]) -> dict[str, Any]:
     tallies: dict[str, dict[str, Any]] = {name: {} for name in manifest["targets"]}
     parts: dict[str, list[np.ndarray]] = {name: [] for name in _PLACED if name in manifest["columns"]}
     for entry in manifest["shards"] if counted or parts else []:
+        check_size(directory / entry["file"], entry["bytes"])
         shard = OpenShard(directory / entry["file"], entry["samples"], stored, manifest["columns"])
         try:
             for name, values in parts.items():

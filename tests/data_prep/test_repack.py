@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from frontier.cli import main as frontier
 from frontier.data.manifest import load_manifest, stored_arrays
 from frontier.data.shards import ShardSet
 from frontier.errors import EXIT_OK, EXIT_USER, UserError
+from tests.conftest import SHARED_DATA
 from tests.data_prep.everything import Everything
 from tests.data_prep.test_command import mpiexec
 
@@ -104,6 +106,8 @@ def test_what_belongs_to_the_data_is_carried_over(shards: Path, tmp_path: Path) 
     text = (tmp_path / "out/README.md").read_text()
     assert f"Repacked from shards everything, fingerprint `{before['fingerprint']}`" in text
     assert "Reader: everything." in text
+    assert "| samples_per_shard | 4 |" in text
+    assert "| val_fraction |" not in text, "the splits were kept: it had no effect"
     document = json.loads((tmp_path / "out/croissant.json").read_text())
     assert document["isBasedOn"]["identifier"]["value"] == before["fingerprint"]
 
@@ -274,3 +278,24 @@ def test_under_mpi(shards: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     alone, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("alone", "two"))
     assert alone == two
+
+
+@pytest.mark.realdata
+@pytest.mark.filterwarnings("ignore:ConjunctiveGraph is deprecated")
+def test_satellite_images(tmp_path: Path) -> None:
+    """EuroSAT, some of it: to gzip and back, and described so that the validator of Croissant accepts it."""
+    if not (SHARED_DATA / "eurosat_rgb").is_dir():
+        pytest.skip(f"the shared EuroSAT images are not at {SHARED_DATA / 'eurosat_rgb'}")
+    for name in ("Forest", "River"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for image in sorted((SHARED_DATA / "eurosat_rgb" / name).iterdir())[:12]:
+            shutil.copy(image, tmp_path / "images" / name)
+    assert main(["write", "--from", str(tmp_path / "images"), str(tmp_path / "shards")]) == EXIT_OK
+    repack(tmp_path / "shards", tmp_path / "small", "--compression", "gzip", "--samples-per-shard", "5")
+    repack(tmp_path / "small", tmp_path / "back")
+    for split in ("train", "test"):
+        found, expected = everything_in(tmp_path / "back", split), everything_in(tmp_path / "shards", split)
+        assert all(found[name].tobytes() == values.tobytes() for name, values in expected.items())
+    mlcroissant = pytest.importorskip("mlcroissant", reason="mlcroissant is not installed")
+    described = mlcroissant.Dataset(jsonld=str(tmp_path / "back/croissant.json"))
+    assert not described.metadata.ctx.issues.errors
