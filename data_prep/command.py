@@ -1,26 +1,14 @@
-"""`frontier shards write|readers|verify|stats|info|bench|card`: the command line of data preparation."""
+"""`frontier shards write|repack|readers|verify|stats|info|bench|card`: the command line of data preparation."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from data_prep.plan import PlanOptions
-    from data_prep.source import Source
-    from data_prep.team import Team
-
+from data_prep.write_command import add_repack, add_write
 from frontier.errors import EXIT_OK, EXIT_USER, UserError
-
-_FOR_SCENES = {"sensors": "--sensors", "size": "--size"}
-_FOR_ARCHIVES = {"reader": "--reader", "settings": "--set"} | {
-    name: "--" + name.replace("_", "-")
-    for name in ("image_size", "fit", "channels", "on_error", "gsd_m", "license", "citation")
-}
 
 
 def main(argv: list[str]) -> int:
@@ -35,7 +23,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Imagery, or generated scenes, into HDF5 shards; and what they hold.",
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    _add_write(verbs)
+    add_write(verbs)
+    add_repack(verbs)
 
     def verb(name: str, text: str, run: Any) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
@@ -60,262 +49,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", nargs="?", metavar="NAME", help="one reader: its layout, settings, licence and citation")
     sub.add_argument("--json", action="store_true", help="print the answer as JSON")
     sub.set_defaults(run=_readers)
-    sub = verb("card", "a Markdown dataset card", _card)
-    sub.add_argument("--output", type=Path, help="file to write (default: the terminal)")
+    sub = verb("card", "the dataset card; `write` leaves it in SHARDS as README.md and croissant.json", _card)
+    sub.add_argument("--output", metavar="FILE", type=Path, help="file to write (default: the terminal)")
+    sub.add_argument(
+        "--format",
+        choices=("markdown", "croissant"),
+        default="markdown",
+        help="croissant: GeoCroissant 1.0 metadata, JSON-LD (default: %(default)s)",
+    )
     return parser
-
-
-def _add_write(verbs: Any) -> None:
-    from data_prep.codec import CODECS
-
-    sub = verbs.add_parser(
-        "write",
-        help="write shards, or finish an interrupted write",
-        description="Write shards from an archive or from generated scenes. Run again after an interruption: only "
-        "what is missing is written.",
-    )
-    source = sub.add_mutually_exclusive_group(required=True)
-    source.add_argument("--from", dest="path", type=Path, metavar="PATH", help="what --reader reads")
-    source.add_argument("--scenes", type=int, metavar="N", help="generate N labelled multi-sensor scenes")
-    sub.add_argument("out", metavar="OUT", type=Path, help="directory to write")
-    sub.add_argument("--name", help="name of the data set (default: the folder's)")
-    sub.add_argument("--seed", type=int, default=0, help="seed of order, splits and scenes (default: %(default)s)")
-    sub.add_argument(
-        "--test-fraction", type=float, help="share of every class held out (default: 0.2 with labels, else 0)"
-    )
-    sub.add_argument("--val-fraction", type=float, default=0.0, help="likewise for val (default: %(default)s)")
-    sub.add_argument(
-        "--split-by",
-        choices=("class", "place"),
-        default="class",
-        help="class: a share of every class; place: whole blocks of ground, so that test is not next door to train "
-        "(default: %(default)s)",
-    )
-    sub.add_argument("--block-km", type=float, help="side of a block with --split-by place (default: 20)")
-    sub.add_argument(
-        "--gap-km", type=float, default=0.0, help="leave out training samples nearer than this to one held out"
-    )
-    sub.add_argument(
-        "--order",
-        choices=("random", "place"),
-        default="random",
-        help="of the samples in the shards; place: along a curve over the ground (default: %(default)s)",
-    )
-    sub.add_argument("--shard-mib", type=float, default=1024, help="largest shard (default: %(default)s)")
-    sub.add_argument("--samples-per-shard", type=int, help="instead of --shard-mib")
-    sub.add_argument(
-        "--compression",
-        choices=(*CODECS, "auto"),
-        default="none",
-        help="none: contiguous, memory-mapped; auto: measures all of them on this data and disk, and keeps to its "
-        "choice (default: %(default)s)",
-    )
-    sub.add_argument(
-        "--disk-mib-s", type=float, help="with auto: what one rank reads from the disk (default: measured in OUT)"
-    )
-    sub.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
-    sub.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
-    sub.add_argument("--overwrite", action="store_true", help="replace shards of another plan in OUT")
-    sub.add_argument("--json", action="store_true", help="print the summary as JSON")
-    reader = sub.add_argument_group("with --from")
-    reader.add_argument(
-        "--reader", metavar="NAME", help="kind of archive, see `frontier shards readers` (default: folder, of images)"
-    )
-    reader.add_argument(
-        "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a setting of the reader"
-    )
-    reader.add_argument("--image-size", type=int, metavar="N", help="side in pixels (default: the images' own)")
-    reader.add_argument(
-        "--fit",
-        choices=("resize", "crop", "resize_crop"),
-        help="resize: scale both sides to N; crop: the centre at native resolution; resize_crop: scale the "
-        "shorter side to N, crop the centre (default)",
-    )
-    reader.add_argument(
-        "--channels",
-        choices=("auto", "rgb", "grey"),
-        help="auto (default): one band if every image is grey, else three (grey is repeated); alpha is dropped",
-    )
-    reader.add_argument(
-        "--on-error",
-        choices=("stop", "skip"),
-        help="inputs that cannot be used are listed in OUT/unreadable.tsv; stop before writing (default), or leave "
-        "them out",
-    )
-    reader.add_argument("--gsd-m", type=float, help="ground sampling distance in metres, recorded")
-    reader.add_argument("--license", help="licence of the images, recorded")
-    reader.add_argument("--citation", help="how to cite the images, recorded")
-    scenes = sub.add_argument_group("with --scenes")
-    scenes.add_argument(
-        "--sensors",
-        help="comma-separated: rgb (column image), s2, s1, naip (default: rgb)",
-    )
-    scenes.add_argument("--size", type=int, help="side in pixels of 10 m (default: 64)")
-    sub.set_defaults(run=_write)
-
-
-def _write(arguments: argparse.Namespace) -> int:
-    from data_prep.readers.registry import REPORT
-    from data_prep.team import assemble
-    from data_prep.writer import write
-
-    team = assemble()
-    try:
-        source, options = team.lead(lambda: _source(arguments, team))
-        if arguments.dry_run:
-            return _dry_run(arguments, source, options) if team.rank == 0 else EXIT_OK
-        done = write(
-            source,
-            arguments.out,
-            options,
-            workers=arguments.workers,
-            overwrite=arguments.overwrite,
-            progress=_progress() if team.rank == 0 else None,
-            team=team,
-        )
-    except UserError as error:
-        if team.rank == 0:
-            raise
-        return error.exit_code  # rank 0 says it
-    if team.rank:
-        return EXIT_OK
-    manifest = done.manifest
-    size = sum(shard["bytes"] for shard in manifest["shards"])
-    summary = {
-        "shards": str(arguments.out),
-        "samples": manifest["samples"],
-        "splits": {name: split["samples"] for name, split in manifest["splits"].items()},
-        "classes": len(manifest["classes"]),
-        "files_written": done.shards_written,
-        "files_kept": done.shards_kept,
-        "bytes": size,
-        "seconds": round(done.seconds, 2),
-        "fingerprint": manifest["fingerprint"],
-        "notes": manifest["notes"],
-    }
-    if arguments.json:
-        print(json.dumps(summary, indent=1))
-        return EXIT_OK
-    splits = ", ".join(f"{name} {count:,}" for name, count in summary["splits"].items())
-    skipped = manifest["notes"].get("skipped", 0)
-    print(
-        f"{arguments.out}: {manifest['samples']:,} samples ({splits}), {len(manifest['classes'])} classes, "
-        f"{len(manifest['shards'])} shards ({done.shards_written} written, {done.shards_kept} kept), "
-        f"{size / (1 << 20):,.1f} MiB in {done.seconds:.1f} s"
-        + (f"; {skipped} images skipped, named in {arguments.out / REPORT}" if skipped else "")
-    )
-    return EXIT_OK
-
-
-def _source(arguments: argparse.Namespace, team: Team) -> tuple[Source, PlanOptions]:
-    """The source and the plan's options that the command line asks for."""
-    from data_prep.plan import PlanOptions
-    from data_prep.scenes import SceneSource
-    from data_prep.writer import check_target
-
-    check_target(arguments.out)
-    if arguments.disk_mib_s is not None and arguments.compression != "auto":
-        raise UserError("--disk-mib-s: has no effect without --compression auto")
-    if arguments.block_km is not None and arguments.split_by != "place":
-        raise UserError("--block-km: has no effect without --split-by place")
-    other = _FOR_SCENES if arguments.path is not None else _FOR_ARCHIVES
-    for name, flag in other.items():
-        if getattr(arguments, name):
-            raise UserError(f"{flag}: has no effect without {'--scenes' if arguments.path is not None else '--from'}")
-    source: Source
-    if arguments.path is not None:
-        source = _archive(arguments, team)
-    else:
-        source = SceneSource(
-            arguments.scenes,
-            seed=arguments.seed,
-            size=64 if arguments.size is None else arguments.size,
-            sensors=[sensor.strip() for sensor in (arguments.sensors or "rgb").split(",") if sensor.strip()],
-            name=arguments.name,
-        )
-    listing = source.listing()
-    test = arguments.test_fraction
-    if test is None:
-        test = 0.2 if listing.classes and not any(listing.splits) else 0.0
-    return source, PlanOptions(
-        seed=arguments.seed,
-        val_fraction=arguments.val_fraction,
-        test_fraction=test,
-        split_by=arguments.split_by,
-        block_km=20.0 if arguments.block_km is None else arguments.block_km,
-        gap_km=arguments.gap_km,
-        order=arguments.order,
-        disk_mib_s=arguments.disk_mib_s,
-        shard_bytes=int(arguments.shard_mib * (1 << 20)),
-        samples_per_shard=arguments.samples_per_shard,
-        compression=arguments.compression,
-    )
-
-
-def _dry_run(arguments: argparse.Namespace, source: Source, options: PlanOptions) -> int:
-    """What a write would make, without a byte written to OUT (with `--compression auto`: but for a probe of the disk)."""
-    from data_prep.inspect import table
-    from data_prep.plan import make_plan
-    from data_prep.writer import resolve_codec
-
-    options, measured = resolve_codec(source, arguments.out, options)
-    plan = make_plan(source, options)
-    splits: dict[str, list[int]] = {}
-    for shard in plan.shards:
-        splits.setdefault(shard.split, []).append(len(shard.rows))
-    answer: dict[str, Any] = {
-        "fingerprint": plan.fingerprint,
-        "samples": plan.samples,
-        "sample_bytes": source.sample_bytes,
-        "bytes_uncompressed": plan.samples * source.sample_bytes,
-        "splits": {
-            name: {"samples": sum(counts), "shards": len(counts), "largest_shard": max(counts)}
-            for name, counts in splits.items()
-        },
-        "split_check": plan.split_check,
-        "compression": options.compression,
-        "codec_measured": measured,
-        "notes": plan.listing.notes,
-    }
-    rows = [("split", "samples", "shards", "largest shard")]
-    rows += [(n, f"{s['samples']:,}", str(s["shards"]), f"{s['largest_shard']:,}") for n, s in answer["splits"].items()]
-    text = [
-        f"{arguments.out}: would hold {plan.samples:,} samples of {source.sample_bytes:,} bytes, "
-        f"{answer['bytes_uncompressed'] / (1 << 20):,.1f} MiB uncompressed; nothing written",
-        "",
-        table(rows),
-    ]
-    for pair, found in plan.split_check.get("distances", {}).items():
-        text.append(f"{pair}: nearest {found['nearest_km']:g} km, median nearest {found['median_nearest_km']:g} km")
-    if measured:
-        keys = ("codec", "ratio", "write_mib_s", "decode_mib_s", "loader_mib_s")
-        text += ["", table([keys, *(tuple(str(row[key]) for key in keys) for row in measured)])]
-    _print(arguments, answer, "\n".join(text))
-    return EXIT_OK
-
-
-def _archive(arguments: argparse.Namespace, team: Team) -> Source:
-    """The source that `--from` and the options beside it ask for."""
-    from data_prep.readers.registry import COMMON, REPORT, Request, find_reader, parse_settings
-
-    reader = find_reader(arguments.reader or "folder")
-    given = {name: getattr(arguments, name) for name in COMMON if getattr(arguments, name) is not None}
-    for name in given:
-        if name not in reader.uses:
-            raise UserError(f"{COMMON[name]}: has no effect with reader {reader.name}: leave it out")
-    return reader.open(
-        Request(
-            path=arguments.path,
-            reader=reader,
-            name=arguments.name,
-            settings=parse_settings(reader, arguments.settings),
-            seed=arguments.seed,
-            workers=arguments.workers,
-            report=None if arguments.dry_run else arguments.out / REPORT,
-            team=team,
-            **given,
-        )
-    )
 
 
 def _readers(arguments: argparse.Namespace) -> int:
@@ -348,24 +90,6 @@ def _readers(arguments: argparse.Namespace) -> int:
         lines.append(f"--set {name}=…: {setting.help} ({default}{choices})")
     _print(arguments, reader.as_dict(), "\n".join(lines))
     return EXIT_OK
-
-
-def _progress() -> Any:
-    if not sys.stderr.isatty():
-        return None
-    begun = time.monotonic()
-
-    def show(done: int, total: int, left: int) -> None:
-        rate = done / max(time.monotonic() - begun, 1e-9)
-        end = "\n" if left == 0 else ""
-        print(
-            f"\r{done:,}/{total:,} samples, {rate:,.0f}/s, {left} shards left ",
-            end=end,
-            file=sys.stderr,
-            flush=True,
-        )
-
-    return show
 
 
 def _print(arguments: argparse.Namespace, answer: Any, text: str) -> None:
@@ -413,13 +137,18 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _card(arguments: argparse.Namespace) -> int:
-    from data_prep.inspect import card
-    from frontier.data.manifest import load_manifest
+    from data_prep.card import card_texts, write_text
 
-    text = card(load_manifest(arguments.shards))
+    markdown, document = card_texts(arguments.shards)
+    text = markdown if arguments.format == "markdown" else document
     if arguments.output is not None:
-        arguments.output.write_text(text, encoding="utf-8")
+        try:
+            write_text(arguments.output, text)
+        except OSError as error:
+            raise UserError(f"--output {arguments.output}: cannot be written ({error.strerror})") from None
         print(f"{arguments.output}: written")
+    elif arguments.json and arguments.format == "markdown":
+        print(json.dumps({"card": text}, indent=1))
     else:
-        _print(arguments, {"card": text}, text)
+        print(text, end="")
     return EXIT_OK

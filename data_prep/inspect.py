@@ -1,4 +1,4 @@
-"""Answers about a shard directory: is it whole, what does it hold, and its dataset card."""
+"""Answers about a shard directory: is it whole, and what does it hold."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.contents import contents
 from data_prep.shard_file import file_sha256, stored_block, wrong_samples
 from data_prep.statistics import column_statistics, merge_statistics, published_statistics
 from frontier.data.hdf5 import OpenShard, check_size
@@ -101,8 +102,10 @@ def _compare_statistics(directory: Path, manifest: dict[str, Any], parts: dict[s
 
 
 def info(directory: str | Path) -> dict[str, Any]:
-    """What `frontier shards info --json` prints: the manifest in short, with label counts of every split."""
+    """What `frontier shards info --json` prints: the manifest in short, with label counts of every split
+    and the samples' extent."""
     manifest = load_manifest(directory)
+    found_there = contents(directory, manifest)
     splits: dict[str, Any] = {}
     for name, entry in manifest["splits"].items():
         found: dict[str, Any] = {"samples": entry["samples"], "shards": len(entry["shards"])}
@@ -121,12 +124,23 @@ def info(directory: str | Path) -> dict[str, Any]:
         "splits": splits,
         "images": {
             name: {key: spec.get(key) for key in ("shape", "dtype", "layout", "gsd_m", "units", "nodata")}
+            | {key: spec.get(key) for key in ("axes", "mask", "sensor", "scale", "offset", "filters")}
             | {"bands": [band["name"] for band in spec["bands"]]}
             for name, spec in manifest["images"].items()
         },
+        "arrays": {
+            name: {key: spec.get(key) for key in ("shape", "axes", "dtype", "layout", "role", "names", "units")}
+            for name, spec in manifest["arrays"].items()
+        },
         "columns": manifest["columns"],
         "classes": manifest["classes"],
+        "targets": {
+            name: target | {"splits": found_there["targets"][name]} for name, target in manifest["targets"].items()
+        },
+        "extent": found_there["extent"],
         "license": manifest.get("license"),
+        "citation": manifest.get("citation"),
+        "homepage": manifest.get("homepage"),
         "created_by": manifest.get("created_by"),
     }
 
@@ -154,11 +168,12 @@ def info_text(found: dict[str, Any]) -> str:
         ),
         "",
         table(
-            [("images", "shape", "type", "gsd", "bands")]
+            [("images", "shape", "axes", "type", "gsd", "bands")]
             + [
                 (
                     name,
                     "x".join(map(str, spec["shape"])),
+                    spec["axes"],
                     spec["dtype"],
                     f"{spec['gsd_m']:g} m" if spec["gsd_m"] else "unknown",
                     " ".join(spec["bands"]),
@@ -166,9 +181,17 @@ def info_text(found: dict[str, Any]) -> str:
                 for name, spec in found["images"].items()
             ]
         ),
+        *_arrays_text(found),
         "",
         "columns: " + ", ".join(f"{name} {dtype}" for name, dtype in found["columns"].items()),
     ]
+    lines += ["", *_extent_text(found["extent"])]
+    others = {name: target for name, target in found["targets"].items() if target["column"] != "label"}
+    if others:
+        lines += [
+            "",
+            table([("target", "kind", "column", "classes", "units", "labelled"), *map(_target_row, others.items())]),
+        ]
     if found["classes"]:
         names = list(found["splits"])
         lines += [
@@ -179,6 +202,42 @@ def info_text(found: dict[str, Any]) -> str:
             ),
         ]
     return "\n".join(lines)
+
+
+def _arrays_text(found: dict[str, Any]) -> list[str]:
+    if not found["arrays"]:
+        return []
+    rows = [("arrays", "shape", "axes", "type", "role", "entries")]
+    masks = {spec["mask"]: name for name, spec in found["images"].items() if spec["mask"]}
+    for name, spec in found["arrays"].items():
+        role = f"{spec['role']} of {masks[name]}" if name in masks else spec["role"]
+        shape = "x".join(map(str, spec["shape"]))
+        rows.append((name, shape, spec["axes"], spec["dtype"], role, " ".join(spec["names"] or []) or "-"))
+    return ["", table(rows)]
+
+
+def _target_row(item: tuple[str, dict[str, Any]]) -> tuple[str, ...]:
+    name, target = item
+    counts = [split for split in target["splits"].values() if split is not None]
+    labelled = f"{sum(split['labelled'] for split in counts):,}" if counts else "not counted"
+    classes = str(len(target["classes"])) if target["classes"] else "-"
+    return name, target["kind"], target["column"], classes, target["units"] or "-", labelled
+
+
+def _extent_text(where: dict[str, Any]) -> list[str]:
+    """Place and time in a line each."""
+    box, time, codes = where["box"], where["time"], where["crs_epsg"]
+    place = "place: not recorded"
+    if box is not None:
+        place = (
+            f"place: longitude {box['west']:g} to {box['east']:g}, latitude {box['south']:g} to {box['north']:g} "
+            f"(centres of {where['placed']:,} samples)"
+        )
+        place += f", {len(codes)} reference systems" if codes and len(codes) > 1 else ""
+        place += f", EPSG:{next(iter(codes))}" if codes and len(codes) == 1 else ""
+    if time is None:
+        return [place, "time: not recorded"]
+    return [place, f"time: {time['start']} to {time['end']} ({where['dated']:,} samples)"]
 
 
 def statistics_table(manifest: dict[str, Any]) -> str:
@@ -193,58 +252,10 @@ def statistics_table(manifest: dict[str, Any]) -> str:
         for k, band in enumerate(spec["bands"]):
             rows.append((band["name"], *(f"{found[key][k]:.4f}" for key in ("mean", "std", "min", "max"))))
         parts.append(f"{name} ({spec['dtype']}, {max(found['count']):,} values a band)\n{table(rows)}")
+        percentiles = found.get("percentiles")
+        if percentiles:
+            rows = [("percentile", *percentiles)]
+            for k, band in enumerate(spec["bands"]):
+                rows.append((band["name"], *(f"{values[k]:.6g}" for values in percentiles.values())))
+            parts.append(table(rows))
     return "\n\n".join(parts)
-
-
-def card(manifest: dict[str, Any]) -> str:
-    """A Markdown dataset card. What is not recorded is said to be so."""
-    unknown = "not recorded"
-    total = sum(shard["bytes"] for shard in manifest["shards"])
-    lines = [
-        f"# {manifest['name']}",
-        "",
-        f"{manifest['samples']:,} samples in {len(manifest['shards'])} HDF5 shards "
-        f"({total / (1 << 20):,.1f} MiB), schema `{manifest['schema']}`.",
-        "",
-        f"- Licence: {manifest.get('license') or unknown}",
-        f"- Citation: {manifest.get('citation') or unknown}",
-        f"- Written by: {manifest.get('created_by') or unknown}",
-        f"- Fingerprint: `{manifest['fingerprint']}`",
-        "",
-        "## Splits",
-        "",
-        "| split | samples | shards |",
-        "|---|---|---|",
-    ]
-    lines += [f"| {n} | {s['samples']:,} | {len(s['shards'])} |" for n, s in manifest["splits"].items()]
-    if manifest["classes"]:
-        lines += ["", "## Classes", "", ", ".join(manifest["classes"])]
-    for name, spec in manifest["images"].items():
-        gsd = f"{spec['gsd_m']:g} m" if spec.get("gsd_m") else unknown
-        lines += [
-            "",
-            f"## Images: {name}",
-            "",
-            f"{len(spec['bands'])} bands, {' x '.join(map(str, spec['shape']))} ({spec['axes']}), {spec['dtype']}, ground sampling distance {gsd}, "
-            f"units: {spec.get('units') or unknown}, scale {spec.get('scale', 1):g}, "
-            f"nodata: {spec['nodata'] if spec.get('nodata') is not None else 'none'}.",
-            "",
-            "| band | centre (nm) | width (nm) | mean | std | min | max |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        found = spec.get("statistics")
-        for k, band in enumerate(spec["bands"]):
-            centre = f"{band['centre_nm']:g}" if band["centre_nm"] else unknown
-            width_nm = f"{band['width_nm']:g}" if band["width_nm"] else unknown
-            numbers = (
-                " | ".join(f"{found[key][k]:.4g}" for key in ("mean", "std", "min", "max"))
-                if found
-                else " | ".join(["-"] * 4)
-            )
-            lines.append(f"| {band['name']} | {centre} | {width_nm} | {numbers} |")
-    lines += ["", "## Columns", "", "| column | type |", "|---|---|"]
-    lines += [f"| {name} | {dtype} |" for name, dtype in manifest["columns"].items()]
-    notes = {key: value for key, value in (manifest.get("notes") or {}).items() if value}
-    if notes:
-        lines += ["", "## Notes", ""] + [f"- {key.replace('_', ' ')}: {value}" for key, value in notes.items()]
-    return "\n".join(lines) + "\n"

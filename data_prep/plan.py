@@ -100,6 +100,8 @@ def make_plan(source: Source, options: PlanOptions) -> Plan:
     order = _order(listing, options)
     sample_bytes = source.sample_bytes
     width = -(-max(len(name) for name in listing.ids) // 64) * 64
+    if listing.ordered:
+        order.sort()
     shards: list[PlannedShard] = []
     for split in SPLITS:
         rows = [row for row in order if split_of[row] == split]

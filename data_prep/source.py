@@ -143,6 +143,7 @@ class Listing:
     `groups`: samples of one group never go to different splits (identical content, one place).
     `splits`: a split given by the source, or "" where the plan chooses.
     `places`: [n, 2] longitude and latitude of the centre in degrees, NaN where unknown; None where none is known.
+    `ordered`: the samples are to be stored in this order, which the plan else chooses.
     """
 
     ids: Sequence[bytes]
@@ -152,6 +153,7 @@ class Listing:
     classes: tuple[str, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)
     places: np.ndarray | None = None
+    ordered: bool = False
 
 
 class Source(ABC):

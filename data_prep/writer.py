@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.card import CARDS, write_cards
 from data_prep.claim import CLAIM, claimed
 from data_prep.codec import CODECS, measure
 from data_prep.plan import Plan, PlanOptions, make_plan
@@ -121,6 +122,7 @@ def _write(
         manifest = _manifest(source, job.plan, ordered)
         if not _same_manifest(directory, manifest):
             write_json(directory / MANIFEST, manifest)
+        write_cards(directory)
         (directory / SCAN).unlink(missing_ok=True)
         return Written(manifest, len(fresh), len(job.records), time.monotonic() - begun)
 
@@ -179,7 +181,7 @@ def check_target(directory: str | Path) -> None:
         names = [entry.name for entry in os.scandir(directory)]
     except OSError as error:
         raise UserError(f"{directory}: cannot be read ({error.strerror}): give another one") from None
-    ours = (REPORT, CLAIM, SCAN)
+    ours = (REPORT, CLAIM, SCAN, *CARDS)
     foreign = [name for name in names if name not in ours and not name.startswith((f".{PLAN}.tmp-", ".codec-probe-"))]
     if foreign and PLAN not in names:
         raise UserError(f"{directory}: holds other files and no {PLAN}: give an empty or new directory")
