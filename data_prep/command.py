@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--deep", action="store_true", help="also check every sample's checksum and recompute the statistics"
     )
+    sub.add_argument("--workers", type=int, default=1, help="processes; under mpiexec on every rank")
     verb("stats", "per-band statistics of the train split", _stats)
     verb("info", "splits, columns, classes and sizes", _info)
     sub = verb("bench", "samples/s of reading in order: this reader, h5py, and the same bytes plainly", _bench)
@@ -97,9 +98,22 @@ def _print(arguments: argparse.Namespace, answer: Any, text: str) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from data_prep.inspect import verify
+    from data_prep.team import assemble
+    from data_prep.verify import verify
 
-    problems, checked = verify(arguments.shards, deep=arguments.deep)
+    if arguments.workers < 1:
+        raise UserError(f"--workers {arguments.workers}: give 1 or more")
+    team = assemble()
+    try:
+        problems, checked = team.lead(
+            lambda: verify(arguments.shards, deep=arguments.deep, workers=arguments.workers, team=team)
+        )
+    except UserError as error:
+        if team.rank == 0:
+            raise
+        return error.exit_code  # rank 0 says it
+    if team.rank:
+        return EXIT_USER if problems else EXIT_OK
     lines = problems or [f"{arguments.shards}: {checked} shards are whole" + (", deep" if arguments.deep else "")]
     _print(arguments, {"ok": not problems, "shards": checked, "problems": problems}, "\n".join(lines))
     return EXIT_USER if problems else EXIT_OK

@@ -8,7 +8,10 @@ look at before it can decide (every file of an archive) it shares out with `map`
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -58,20 +61,23 @@ class Team:
             word, content = self._comm.bcast(None)
             if word == "done":
                 return content
-            function, items, workers = content
-            self._comm.gather(self._guarded(partial(_map, function, items[self.rank :: self.size], workers)))
+            function, items, *how = content
+            self._comm.gather(self._guarded(partial(_map, function, items[self.rank :: self.size], *how)))
 
-    def map(self, function: Callable[[Item], Value], items: Sequence[Item], workers: int = 1) -> list[Value]:
+    def map(
+        self, function: Callable[[Item], Value], items: Sequence[Item], workers: int = 1, costly: bool = False
+    ) -> list[Value]:
         """[function(item) …] in order, by all ranks and `workers` processes on each.
 
-        To be called by rank 0 inside `lead`, or by a process alone. `function` and `items` are picklable. The first
-        rank's `UserError` is raised.
+        To be called by rank 0 inside `lead`, or by a process alone. `function` and `items` are picklable. `costly`: an
+        item takes seconds (a shard), not milliseconds (a file), so that few are worth worker processes. The first rank's
+        `UserError` is raised.
         """
         items = list(items)
         if self._comm is None:
-            return _map(function, items, workers)
-        self._comm.bcast(("map", (function, items, workers)))
-        mine = self._guarded(partial(_map, function, items[:: self.size], workers))
+            return _map(function, items, workers, costly)
+        self._comm.bcast(("map", (function, items, workers, costly)))
+        mine = self._guarded(partial(_map, function, items[:: self.size], workers, costly))
         outcomes = self._comm.gather(mine)
         out: list[Any] = [None] * len(items)
         for rank, (values, error) in enumerate(outcomes):
@@ -103,12 +109,26 @@ class Team:
             raise
 
 
-def _map(function: Callable[[Item], Value], items: Sequence[Item], workers: int) -> list[Value]:
-    if workers <= 1 or len(items) < _IN_PROCESS:
+def _map(function: Callable[[Item], Value], items: Sequence[Item], workers: int, costly: bool) -> list[Value]:
+    workers = min(workers, len(items))
+    if workers <= 1 or (len(items) < _IN_PROCESS and not costly):
         return [function(item) for item in items]
     # Not fork: the parent may hold HDF5, threads or MPI.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(function, items, chunksize=256))
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=leave_with_parent, initargs=(os.getpid(),)
+    ) as pool:
+        return list(pool.map(function, items, chunksize=1 if costly else 256))
+
+
+def leave_with_parent(parent: int) -> None:
+    """End this worker process once `parent` is gone: a parent killed by -9 cannot stop its pool."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def assemble() -> Team:

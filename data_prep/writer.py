@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -28,7 +27,7 @@ from data_prep.scan import SCAN
 from data_prep.shard_file import ShardTask, done_path, finished_record, remove_stale, write_json, write_shard
 from data_prep.source import Source
 from data_prep.statistics import merge_statistics, published_statistics
-from data_prep.team import Team
+from data_prep.team import Team, leave_with_parent
 from frontier import __version__
 from frontier.data.manifest import MANIFEST, SCHEMA
 from frontier.errors import TransientError, UserError
@@ -146,7 +145,7 @@ def _prepare(
     job = _Job(plan, {}, [])
     # Hashing what is there reads it all: every rank takes its share.
     ask = [(str(directory), shard.file, len(shard.rows), plan.fingerprint) for shard in plan.shards]
-    for shard, record in zip(plan.shards, team.map(finished_record, ask, workers), strict=True):
+    for shard, record in zip(plan.shards, team.map(finished_record, ask, workers, costly=True), strict=True):
         if record is not None:
             job.records[shard.file] = record
             continue
@@ -288,14 +287,7 @@ _worker_source: Source | None = None
 def _start_worker(source: Source, parent: int) -> None:
     global _worker_source
     _worker_source = source
-
-    def leave_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    # A parent killed by -9 cannot stop its pool, so each worker watches for it.
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    leave_with_parent(parent)
 
 
 def _work(task: ShardTask) -> dict[str, Any]:

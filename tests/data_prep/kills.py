@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from data_prep.inspect import verify
+from data_prep.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -17,9 +17,9 @@ import pytest
 from data_prep.claim import CLAIM, claimed
 from data_prep.codec import CODECS, filters, measure
 from data_prep.command import main
-from data_prep.inspect import verify
 from data_prep.plan import PlanOptions
 from data_prep.scenes import SceneSource
+from data_prep.verify import verify
 from data_prep.writer import write
 from frontier.data.shards import ShardSet
 from frontier.errors import EXIT_OK, UserError

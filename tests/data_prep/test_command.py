@@ -209,3 +209,25 @@ def test_mpi_ranks_share_the_scan_and_its_errors(tmp_path: Path, image_folder: P
     alone, four = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("alone", "four"))
     assert alone == four
     assert json.loads(alone["manifest.json"])["notes"]["skipped"] == 1
+
+
+def test_verify_on_ranks_and_workers_says_the_same(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["write", "--scenes", "40", "--size", "16", "--samples-per-shard", "5", str(out)]) == EXIT_OK
+    command = [sys.executable, "-m", "frontier", "shards", "verify", "--deep", "--json", str(out)]
+
+    def answers() -> list[tuple[int, str]]:
+        ways = [command, [*command, "--workers", "2"], [*mpiexec(), "-n", "3", *command]]
+        done = [subprocess.run(way, capture_output=True, text=True, timeout=60) for way in ways]
+        assert all("Traceback" not in one.stderr for one in done)
+        return [(one.returncode != 0, one.stdout) for one in done]
+
+    whole = answers()
+    assert whole == [whole[0]] * 3
+    assert json.loads(whole[0][1]) == {"ok": True, "shards": 9, "problems": []}
+    damaged = bytearray((out / "train-00002.h5").read_bytes())
+    damaged[5000] ^= 1
+    (out / "train-00002.h5").write_bytes(damaged)
+    found = answers()
+    assert found == [found[0]] * 3
+    assert found[0][0] and "train-00002.h5" in found[0][1]

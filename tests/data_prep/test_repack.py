@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from data_prep.command import main
-from data_prep.inspect import verify
 from data_prep.plan import PlanOptions
 from data_prep.repack import ShardSource
+from data_prep.verify import verify
 from data_prep.writer import write
 from frontier.cli import main as frontier
 from frontier.data.manifest import load_manifest, stored_arrays

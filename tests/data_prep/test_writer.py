@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from data_prep import writer
-from data_prep.inspect import verify
 from data_prep.plan import PlanOptions, make_plan, shard_count
 from data_prep.scenes import SceneSource
+from data_prep.verify import verify
 from data_prep.writer import write
 from frontier.data.shards import ShardSet
 from frontier.errors import TransientError, UserError

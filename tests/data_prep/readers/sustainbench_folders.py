@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from data_prep.command import main
-from data_prep.inspect import verify
 from data_prep.readers.registry import Request, find_reader, parse_settings
 from data_prep.source import Source
+from data_prep.verify import verify
 from frontier.data.manifest import load_manifest
 from frontier.data.shards import ShardSet
 
