@@ -25,6 +25,7 @@ test-slow: setup-test  ## the long ones
 
 test-faults: setup-test  ## every fault on real runs, 100 random kills in a row, a table: half an hour on two idle cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.data_prep.kills
 
 lint: setup-test
 	$(BIN)/ruff check .
