@@ -54,6 +54,11 @@ READERS = (
                 "auto: -1000 from processing baseline 04.00 on (SAFE names, STAC items), else 0", "auto"
             ),
             "naip_bands": Setting("with or without near infrared", "rgb", ("rgb", "rgbn")),
+            "naip_fourth": Setting(
+                "the fourth band is what the file says, or near infrared although it is marked as alpha",
+                "file",
+                ("file", "nir"),
+            ),
             "naip_nodata": Setting("value of all bands that means missing (default: as the files say)"),
             "resampling": Setting(
                 "of optical images where tile pixels are the smaller ones", "bilinear", ("bilinear", "cubic")

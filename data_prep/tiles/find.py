@@ -251,14 +251,17 @@ def time_of_name(name: str) -> int:
     return 0
 
 
-def open_draft(draft: Draft) -> Scene | tuple[str, str]:
-    """The scene, or (path, reason). Picklable work for `Request.map`."""
+def open_draft(draft: Draft, naip_nir: bool = False) -> Scene | tuple[str, str]:
+    """The scene, or (path, reason). Picklable work for `Request.map`.
+
+    `naip_nir`: an aerial image's fourth band is near infrared even where the file calls it alpha.
+    """
     rasters: list[Raster] = []
     bands: dict[str, tuple[int, int]] = {}
     path = draft.name
     try:
         for path, band in draft.files:
-            raster = read_header(Path(path))
+            raster = read_header(Path(path), alpha=not (naip_nir and draft.sensor == "naip"))
             for name, index in _bands_of(draft.sensor, band, raster).items():
                 other = bands.get(name)
                 if other is not None and rasters[other[0]].width >= raster.width:

@@ -6,6 +6,7 @@ elsewhere (virtual rasters, network paths).
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import warnings
@@ -72,8 +73,11 @@ def _driver(path: str | Path) -> str:
     return DRIVERS.get(Path(path).suffix.lower(), "GTiff")
 
 
-def read_header(path: Path) -> Raster:
-    """The header of a file. Raises `UserError` with the reason alone where it cannot be used."""
+def read_header(path: Path, alpha: bool = True) -> Raster:
+    """The header of a file; not `alpha`: a band that is marked as alpha is taken for data.
+
+    Raises `UserError` with the reason alone where it cannot be used.
+    """
     rasterio, pyproj = import_geo()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -85,8 +89,8 @@ def read_header(path: Path) -> Raster:
                     gcps = []
                 elif gcps:
                     crs = gcps_crs
-                alpha = rasterio.enums.ColorInterp.alpha
-                bands = [k for k, kind in enumerate(file.colorinterp) if kind != alpha]
+                is_alpha = [alpha and kind == rasterio.enums.ColorInterp.alpha for kind in file.colorinterp]
+                bands = [k for k, hidden in enumerate(is_alpha) if not hidden]
                 if bands != list(range(len(bands))) or not bands:
                     raise UserError("its alpha band is not the last one")
                 if crs is None:
@@ -94,7 +98,10 @@ def read_header(path: Path) -> Raster:
                 if not placed and not gcps:
                     raise UserError("has a CRS but neither a transform nor ground control points")
                 tags = file.tags()
-                flags = {flag for k in bands for flag in file.mask_flag_enums[k]}
+                flags = set(file.mask_flag_enums[0])
+                masked = rasterio.enums.MaskFlags.per_dataset in flags
+                if not alpha and rasterio.enums.MaskFlags.alpha in flags:
+                    masked = False
                 nodata = file.nodata
                 header = Raster(
                     path=str(path),
@@ -106,7 +113,7 @@ def read_header(path: Path) -> Raster:
                     dtype=file.dtypes[0],
                     nodata=None if nodata is None else float(nodata),
                     names=tuple(file.descriptions[k] or "" for k in bands),
-                    masked=rasterio.enums.MaskFlags.per_dataset in flags,
+                    masked=masked,
                     date=str(tags.get("ACQUISITIONDATETIME") or tags.get("TIFFTAG_DATETIME") or ""),
                 )
         except rasterio.errors.RasterioError as error:
@@ -242,6 +249,11 @@ def _opened(path: str, size: int, changed: int) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return rasterio.open(path, driver=_driver(path))
+
+
+# GDAL must not be called by an interpreter that is half gone.
+atexit.register(_opened.cache_clear)
+atexit.register(_control.cache_clear)
 
 
 def read_window(

@@ -71,6 +71,7 @@ class TileSource(RecordSource):
                 "sensors": list(work.scenes),
                 "levels": {sensor: list(levels) for sensor, levels in work.levels.items()},
                 **asdict(recipe),
+                "naip_fourth": request.settings["naip_fourth"],
                 "order": request.settings["order"],
                 "min_valid": request.settings["min_valid"],
                 "block": request.settings["block"],
@@ -217,7 +218,7 @@ def open_tiles(request: Request) -> TileSource:
     scenes: dict[str, list[Scene]] = {sensor: [] for sensor in sensors}
     covers: dict[str, list[np.ndarray]] = {sensor: [] for sensor in sensors}
     opened = []
-    for found in request.map(open_draft, drafts):
+    for found in request.map(partial(open_draft, naip_nir=settings["naip_fourth"] == "nir"), drafts):
         if isinstance(found, Scene):
             opened.append(found)
         else:
