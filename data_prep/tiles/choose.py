@@ -84,8 +84,8 @@ def touched_or_reason(scene: Scene, level: int, recipe: Recipe, regions: Sequenc
         return scene.rasters[0].path if scene.rasters else scene.name, str(error)
 
 
-def lay(work: Work, sensor: str, chosen: Sequence[int], tile: Tile) -> Mosaic:
-    """One sensor's mosaic of one tile; owners are numbers of `work.scenes[sensor]`."""
+def lay(work: Work, sensor: str, chosen: Sequence[int], tile: Tile, pixels: bool = True) -> Mosaic:
+    """One sensor's mosaic of one tile; owners are numbers of `work.scenes[sensor]`. `pixels` as in `warp_layer`."""
     scenes = [work.scenes[sensor][number] for number in chosen]
     found = mosaic(
         [layers(scene, work.recipe) for scene in scenes],
@@ -94,6 +94,7 @@ def lay(work: Work, sensor: str, chosen: Sequence[int], tile: Tile) -> Mosaic:
         tile,
         work.size,
         "bilinear" if sensor == "s1" else work.recipe.resampling,
+        pixels,
     )
     return Mosaic(found.values, found.valid, np.array([*chosen, -1], np.int32)[found.owner])
 
@@ -106,12 +107,12 @@ def check(item: tuple[Tile, dict[str, tuple[int, ...]]], work: Work) -> Checked:
         for sensor, numbers in chosen.items():
             whole, worst, main = 1.0, 1.0, -1
             if 1 in work.levels[sensor]:
-                parts = [lay(work, sensor, numbers, child) for child in children(tile)]
+                parts = [lay(work, sensor, numbers, child, pixels=False) for child in children(tile)]
                 fractions = [float(part.valid.mean()) for part in parts]
                 whole, worst = float(np.mean(fractions)), min(fractions)
                 main = Mosaic(parts[0].values, parts[0].valid, np.stack([part.owner for part in parts])).main
             if 0 in work.levels[sensor]:
-                base = lay(work, sensor, numbers, tile)
+                base = lay(work, sensor, numbers, tile, pixels=False)
                 whole, main = float(base.valid.mean()), base.main
             found[sensor] = (whole, worst, main)
     except SceneError as error:

@@ -34,7 +34,10 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How a tile looks in a raster: the window it needs, source pixels a tile pixel, turns round the world."""
+    """How a tile looks in a raster: the window it needs, source pixels a tile pixel, turns round the world.
+
+    `inside`: the whole window lies in the raster.
+    """
 
     top: int
     left: int
@@ -42,6 +45,7 @@ class View:
     right: int
     ratio: float
     turns: int
+    inside: bool
 
 
 def view(raster: Raster, tile: Tile, size: int) -> View | None:
@@ -59,7 +63,9 @@ def view(raster: Raster, tile: Tile, size: int) -> View | None:
     top, bottom = int(np.floor(row[finite].min())), int(np.ceil(row[finite].max()))
     if right <= 0 or bottom <= 0 or left >= raster.width or top >= raster.height:
         return None
-    return View(top - margin, left - margin, bottom + margin, right + margin, ratio, turns)
+    top, left, bottom, right = top - margin, left - margin, bottom + margin, right + margin
+    inside = finite.all() and top >= 0 and left >= 0 and bottom <= raster.height and right <= raster.width
+    return View(top, left, bottom, right, ratio, turns, bool(inside))
 
 
 def _ratio(column: np.ndarray, row: np.ndarray, step: float) -> float:
@@ -75,12 +81,13 @@ def _ratio(column: np.ndarray, row: np.ndarray, step: float) -> float:
 
 
 def warp_layer(
-    layer: Layer, tile: Tile, size: int, before: Before, resampling: str
+    layer: Layer, tile: Tile, size: int, before: Before, resampling: str, pixels: bool = True
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """(float32 [bands, size, size], valid bool [size, size]) of a layer; None where the tile lies outside it.
 
     `before` turns values as stored [bands, h, w] into those that are averaged; it may make some NaN: missing.
-    `resampling`: bilinear or cubic, where tile pixels are the smaller ones. Raises `UserError` that names the file.
+    `resampling`: bilinear or cubic, where tile pixels are the smaller ones. Without `pixels` the values may be 0
+    where nothing is missing: for those who only ask for what is valid. Raises `UserError` that names the file.
     """
     rasterio, _ = import_geo()
     from rasterio.control import GroundControlPoint
@@ -99,6 +106,9 @@ def warp_layer(
     values, valid = read_window(raster, list(layer.bands), top, left, height, width, layer.nodata)
     values = before(values)
     valid &= np.isfinite(values).all(axis=0)
+    whole = seen.inside and bool(valid.all())
+    if whole and not pixels:
+        return np.zeros((len(values), size, size), np.float32), np.ones((size, size), bool)
     # A rim of missing pixels: GDAL would stretch the outermost ones by half a pixel.
     rim = 2
     padded = np.full((len(values), height + 2 * rim, width + 2 * rim), np.nan, np.float32)
@@ -127,8 +137,11 @@ def warp_layer(
     cover = np.zeros((size, size), np.float32)
     try:
         reproject(padded, out, src_nodata=np.nan, dst_nodata=np.nan, resampling=method, **common)
-        soft = Resampling.average if method is Resampling.average else Resampling.bilinear
-        reproject(there, cover, resampling=soft, **common)
+        if whole:
+            cover[:] = 1
+        else:
+            soft = Resampling.average if method is Resampling.average else Resampling.bilinear
+            reproject(there, cover, resampling=soft, **common)
     except rasterio.errors.RasterioError as error:
         raise SceneError(raster.path, f"cannot be warped ({error})") from None
     return out, (cover >= 0.5) & np.isfinite(out).all(axis=0)
@@ -156,10 +169,12 @@ def mosaic(
     tile: Tile,
     size: int,
     resampling: str,
+    pixels: bool = True,
 ) -> Mosaic:
     """Scenes in order of preference: each pixel, with all its bands, is of the first scene that measured it.
 
-    `scenes[k]` are the layers that together hold the bands of scene k. Missing pixels are NaN.
+    `scenes[k]` are the layers that together hold the bands of scene k. Missing pixels are NaN. `pixels` as in
+    `warp_layer`.
     """
     values = np.full((bands, size, size), np.nan, np.float32)
     owner = np.full((size, size), -1, np.int16)
@@ -167,7 +182,7 @@ def mosaic(
         fresh = np.full((bands, size, size), np.nan, np.float32)
         valid = np.ones((size, size), bool)
         for layer in layers:
-            warped = warp_layer(layer, tile, size, before[number], resampling)
+            warped = warp_layer(layer, tile, size, before[number], resampling, pixels)
             if warped is None:
                 valid[:] = False
                 break

@@ -351,3 +351,21 @@ def test_real_scenes_lie_where_they_are(name: str, level: int) -> None:
     _, lat = outline(layer.raster)
     bounds = np.array([lonlat_bounds(tile) for tile in tiles])
     assert bounds[:, 1].min() <= lat.min() + 1e-6 and bounds[:, 3].max() >= lat.max() - 1e-6
+
+
+def test_without_pixels_the_mask_is_the_same(tmp_path: Path) -> None:
+    """On a scene with a gap and an edge, at scales on both sides of 1."""
+    values = np.full((1, 600, 600), 5, np.uint8)
+    values[:, 290:330, 200:260] = 0
+    transform = grid_at("EPSG:32614", *PLACE, 4, 600, 600)
+    layer = layer_of(write_tif(tmp_path / "a.tif", values, transform, "EPSG:32614"), nodata=0)
+    shares = set()
+    for tile in [Tile(15, TILE.x + dx, TILE.y + dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1)] + [tile_at(*PLACE, 18)]:
+        for size in (32, 512):
+            with_pixels = warp_layer(layer, tile, size, same, "cubic")
+            without = warp_layer(layer, tile, size, same, "cubic", pixels=False)
+            assert (with_pixels is None) == (without is None)
+            if with_pixels is not None and without is not None:
+                np.testing.assert_array_equal(with_pixels[1], without[1])
+                shares.add(float(without[1].mean()))
+    assert 1.0 in shares and len(shares) > 4
