@@ -134,7 +134,8 @@ class TileSource(RecordSource):
             numbers = chosen[sensor]
             main = self.work.scenes[sensor][mains[sensor]]
             out |= {
-                f"{sensor}_native_gsd_m": native_spacing(layers(main, recipe)[0].raster, lon, lat),
+                # Of bands in several files, the finest.
+                f"{sensor}_native_gsd_m": min(native_spacing(part.raster, lon, lat) for part in layers(main, recipe)),
                 f"{sensor}_valid_fraction": fractions[sensor],
                 f"{sensor}_time": main.time,
                 f"{sensor}_scene": mains[sensor],
@@ -209,7 +210,9 @@ def open_tiles(request: Request) -> TileSource:
     """Find the scenes, choose the tiles and check every one of them. Raises `UserError`."""
     import_geo()
     settings = request.settings
-    sensors, level, levels, recipe, least, block = _parse(settings)
+    sensors, level, levels, recipe, least, block = _parse(
+        settings, {name: setting.default for name, setting in request.reader.settings.items()}
+    )
     size = int(_number(settings, "size", 16, 1024, whole=True))
     request.need()
     regions = read_regions(request.need(settings["regions"], kind="file")) if settings["regions"] else None
@@ -245,7 +248,7 @@ def open_tiles(request: Request) -> TileSource:
     if not records:
         raise UserError(
             f"{request.path}: none of {len(checked)} tiles of level {level} that every sensor touches is "
-            f"{least:g} valid: the best are {describe_best(checked, sensors)}: lower --set min_valid, or give "
+            f"{settings['min_valid']} valid: the best are {describe_best(checked, sensors)}: lower --set min_valid, or give "
             "scenes that cover whole tiles"
         )
     preset = settings["preset"]
@@ -312,7 +315,7 @@ def _relative(bad: Sequence[tuple[str, str]], root: Path) -> list[tuple[str, str
 
 
 def _parse(
-    settings: Mapping[str, str],
+    settings: Mapping[str, str], defaults: Mapping[str, str | None]
 ) -> tuple[tuple[str, ...], int, dict[str, tuple[int, ...]], Recipe, float, int]:
     """(sensors, level, levels by sensor, recipe, least valid fraction, block). Raises `UserError`."""
     asked = [name.strip() for name in settings["sensors"].split(",") if name.strip()]
@@ -345,10 +348,26 @@ def _parse(
     )
     if recipe.units != "amplitude" and recipe.calibration != 1:
         raise UserError(f"--set calibration={settings['calibration']}: has no effect with units={recipe.units}")
+    _no_idle_setting(settings, defaults, sensors)
     recipe = replace(recipe, naip_bands={"rgb": "RGB", "rgbn": "RGBN"}[recipe.naip_bands])
     least = _number(settings, "min_valid", 0, 1)
     # A tile without one valid pixel says nothing.
     return sensors, level, levels, recipe, max(least, 1e-9), int(_number(settings, "block", 0, MAX_LEVEL, whole=True))
+
+
+def _no_idle_setting(settings: Mapping[str, str], defaults: Mapping[str, str | None], sensors: Sequence[str]) -> None:
+    """Raise `UserError` for a setting of a sensor that is not asked for, or of folders where a list is given."""
+    concerns = {"units": ("s1",), "calibration": ("s1",), "hires": ("naip",), "resampling": ("s2", "naip")}
+    for name, value in settings.items():
+        if value == defaults[name]:
+            continue
+        whose = concerns.get(name, tuple(sensor for sensor in SENSORS if name.split("_")[0] == sensor))
+        if whose and not set(whose) & set(sensors):
+            raise UserError(f"--set {name}={value}: has no effect with sensors={','.join(sensors)}: leave it out")
+        if name in SENSORS and settings["items"]:
+            raise UserError(
+                f"--set {name}={value}: has no effect with items={settings['items']}: leave one of them out"
+            )
 
 
 def _number(settings: Mapping[str, str], name: str, low: float, high: float, whole: bool = False) -> float:

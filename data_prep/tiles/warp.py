@@ -1,7 +1,7 @@
 """One scene's bands on the pixels of one tile; and several scenes laid over each other.
 
 Where a tile's pixel is larger than the source's (geometric mean of both axes), it is the area-weighted average of what
-it covers; else it is interpolated, bilinearly or cubically. Missing pixels take no part; a pixel is valid where at
+it covers (of a turned pixel, its bounding box); else it is interpolated, bilinearly or cubically. Missing pixels take no part; a pixel is valid where at
 least half of what it is made of was measured, so that edges and gaps do not grow. GDAL's approximate transformer is at
 most 1/8 of a source pixel off.
 """
@@ -17,8 +17,8 @@ from data_prep.tiles.grid import Tile, tile_transform
 from data_prep.tiles.scene import MERCATOR, Raster, SceneError, import_geo, read_window, to_pixels
 from frontier.errors import UserError
 
-MOST_PIXELS = 1 << 26
-"""Source pixels under one tile beyond which a level is taken for a mistake (256 MiB a band)."""
+MOST_VALUES = 1 << 28
+"""Source values under one tile beyond which a level is taken for a mistake (1 GiB as float32)."""
 Before = Callable[[np.ndarray], np.ndarray]
 
 
@@ -99,7 +99,7 @@ def warp_layer(
         return None
     top, left = max(0, seen.top), max(0, seen.left)
     height, width = min(raster.height, seen.bottom) - top, min(raster.width, seen.right) - left
-    if height * width > MOST_PIXELS:
+    if height * width * len(layer.bands) > MOST_VALUES:
         raise UserError(
             f"{raster.path}: tile {'/'.join(map(str, tile))} covers {width}x{height} of its pixels: give a larger level"
         )

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import map_coordinates
 
 from data_prep.command import main
 from data_prep.readers.registry import Request, find_reader, parse_settings
@@ -19,6 +22,7 @@ from frontier.cli import main as frontier
 from frontier.data.shards import ShardSet
 from frontier.errors import EXIT_OK, EXIT_USER, UserError
 from tests.conftest import SHARED_DATA
+from tests.data_prep.tiles.test_warp import source_pixels
 from tests.data_prep.tiles.world import PLACE, grid_at, triplet, write_tif
 
 SPOT = (PLACE[0] + 0.001, PLACE[1] - 0.0005)
@@ -71,6 +75,8 @@ def test_a_triplet(shards: Path) -> None:
             assert samples.column(f"{name}_native_gsd_m")[k] == pytest.approx(native, rel=0.01)
             assert samples.column(f"{name}_time")[k] == DAY
             assert samples.column(f"{name}_valid_fraction")[k] >= 0.95
+            measured = samples.read(f"{name}_mask", k, k + 1).mean()
+            assert measured == pytest.approx(samples.column(f"{name}_valid_fraction")[k], abs=1e-6)
     assert (samples.column("crs_epsg") == 3857).all()
     assert (samples.column("time_start") == DAY).all() and (samples.column("time_end") == DAY).all()
     notes = samples.manifest["notes"]
@@ -101,14 +107,25 @@ def test_a_feature_is_at_the_same_place_in_every_sensor(shards: Path) -> None:
     for name, low in (("s2", 215), ("naip", 170), ("naip_2x", 170)):
         spots[name] = centroid(samples.read(name, k, k + 1)[0, 0], low, 255, 256)
     for name, found in spots.items():
-        assert np.hypot(found[0] - expected[0], found[1] - expected[1]) < 0.5, (name, found, expected)
+        own = 0.5 if name != "naip_2x" else 0.25
+        assert np.hypot(found[0] - expected[0], found[1] - expected[1]) < own, (name, found, expected)
 
 
 def test_the_bytes_depend_on_nothing_but_inputs_and_settings(place: Path, tmp_path: Path) -> None:
     copy = tmp_path / place.name
     for sensor in ("naip", "s2", "s1"):  # written in another order
         shutil.copytree(place / sensor, copy / sensor)
-    command = ["write", "--reader", "tile_triplets", "--set", "level=16", "--set", "size=32"]
+    command = [
+        "write",
+        "--reader",
+        "tile_triplets",
+        "--set",
+        "level=16",
+        "--set",
+        "size=32",
+        "--samples-per-shard",
+        "2",
+    ]
     assert main([*command, "--from", str(place), str(tmp_path / "first")]) == EXIT_OK
     assert main([*command, "--from", str(copy), "--workers", "2", str(tmp_path / "again")]) == EXIT_OK
     first, again = (
@@ -275,6 +292,27 @@ def test_products_of_separate_files(tmp_path: Path) -> None:
     assert np.unique(colour["s2"]).tolist() == [11, 12, 13]
 
 
+def test_jpeg_2000(tmp_path: Path) -> None:
+    options = {"driver": "JP2OpenJPEG", "QUALITY": "100", "REVERSIBLE": "YES"}
+    path = one_scene(tmp_path, "s2", [60, 70, 80], "T14_20200714T170901_TCI_10m", bands=3, dtype=np.uint8, n=200)
+    import rasterio.shutil
+
+    rasterio.shutil.copy(path, path.with_suffix(".jp2"), **options)
+    path.unlink()
+    sample = loaded(opened(tmp_path, "sensors=s2", "size=16"))
+    assert (sample["s2"] == np.array([60, 70, 80])[:, None, None]).all()
+
+
+def test_a_scene_across_the_antimeridian(tmp_path: Path) -> None:
+    transform = grid_at("EPSG:32601", -180, 66, 100, 300, 300)
+    values = np.full((3, 300, 300), 9, np.uint8)
+    write_tif(tmp_path / "naip/a.tif", values, transform, "EPSG:32601")
+    sample = loaded(opened(tmp_path, "sensors=naip", "level=11", "size=16", "hires=base"))
+    assert {0, 2047} <= set(sample["tile_x"]) <= {0, 1, 2046, 2047}
+    assert (np.abs(sample["lon"]) > 179).all() and (sample["lon"] < 0).any() and (sample["lon"] > 0).any()
+    np.testing.assert_allclose(sample["naip_native_gsd_m"], 100, rtol=0.01)
+
+
 def test_cloud_fraction_is_of_the_scene_classification(tmp_path: Path) -> None:
     n = 280
     transform = grid_at("EPSG:3857", *PLACE, 12, n, n)
@@ -404,9 +442,13 @@ def test_hidden_files_and_links_to_elsewhere_are_left_out(tmp_path: Path) -> Non
         (["size=8"], "from 16 to 1024"),
         (["min_valid=2"], "from 0 to 1"),
         (["calibration=3"], "has no effect with units=db"),
+        (["sensors=s1", "s2_bands=all"], "s2_bands=all: has no effect with sensors=s1"),
+        (["sensors=s1", "resampling=cubic"], "has no effect with sensors=s1"),
+        (["sensors=s2", "units=linear"], "has no effect with sensors=s2"),
+        (["items=a.json", "s1=radar"], "has no effect with items=a.json"),
         (["units=power"], "no such choice"),
         (["s2_offset=x"], "s2_offset=x"),
-        (["s2=nothing"], "nothing not found"),
+        (["s2=nothing"], "nothing not found: a folder with the scenes"),
         (["regions=none.json"], r"none.json not found"),
         (["items=none.json"], r"none.json not found"),
         (["min_valid=1", "level=8", "size=16"], "none of 1 tiles of level 8 .* is 1 valid: the best are s1 0.0"),
@@ -520,7 +562,7 @@ def test_a_real_pair_of_radar_and_optical() -> None:
     assert len(source.listing().ids) == 20
     sample = source.load(range(20))
     with rasterio.open(root / "S1/Spain_7370579_S1Hand.tif") as file:
-        radar = file.read()
+        radar, transform = file.read(), file.transform
     with rasterio.open(root / "S2/Spain_7370579_S2Hand.tif") as file:
         optical = file.read()
     # The tiles hold most of the scene: the means agree, of power and of reflectance.
@@ -530,22 +572,36 @@ def test_a_real_pair_of_radar_and_optical() -> None:
     assert sample["s2"][:, 7][sample["s2_mask"] > 0].mean() == pytest.approx(
         optical[7][optical[7] > 0].mean(), rel=0.05
     )
+    # One tile, pixel by pixel, against an independent warp of the linear power.
+    tile = Tile(15, 16313, 12626)
+    k = source.listing().ids.index(b"15/16313/12626")
+    fine = opened(root, "sensors=s1", "s1=S1").load(
+        [opened(root, "sensors=s1", "s1=S1").listing().ids.index(b"15/16313/12626")]
+    )
+    column, row = source_pixels(tile, 256, "EPSG:4326", transform)
+    for band in range(2):
+        expected = map_coordinates(10 ** (radar[band] / 10.0), [row - 0.5, column - 0.5], order=1)
+        assert np.abs(fine["s1"][0, band] / 100 - 10 * np.log10(expected)).max() < 0.05
+    assert sample["tile_x"][k] == tile.x
     # Water is dark in both: the sensors see the same place.
     vh, nir = sample["s1"][:, 1].astype(float), sample["s2"][:, 7].astype(float)
     assert np.corrcoef(vh.ravel(), nir.ravel())[0, 1] > 0.1
 
 
 @pytest.mark.realdata
-def test_real_aerial_images_of_several_years() -> None:
+def test_real_aerial_images_of_several_years(tmp_path: Path) -> None:
     root = SHARED_DATA / "timeseries"
     if not root.exists():
         pytest.skip("no real data")
     by_year = {}
     options = ("sensors=naip", "naip=naip_multiyear", "naip_bands=rgbn", "size=32")
+    regions = tmp_path / "regions.json"
+    regions.write_text(json.dumps([-99.16, 47.005, -99.13, 47.025]))
+    assert len(opened(root, *options, "hires=base").listing().ids) == 15
     for order, hires in (("newest", "both"), ("name", "base")):
-        source = opened(root, *options, f"order={order}", f"hires={hires}")
-        assert len(source.listing().ids) == 15
-        sample = source.load([7])
+        source = opened(root, *options, f"order={order}", f"hires={hires}", f"regions={regions}")
+        assert len(source.listing().ids) == 6
+        sample = source.load([3])
         by_year[order] = 1970 + int(np.datetime64(int(sample["naip_time"][0]), "s").astype("datetime64[Y]").astype(int))
         assert sample["naip_native_gsd_m"][0] == pytest.approx(5, rel=0.001)
         assert sample["naip"].shape == (1, 4, 32, 32) and sample["naip_mask"].all()
@@ -563,3 +619,20 @@ def test_a_real_file_whose_pixels_are_damaged(tmp_path: Path) -> None:
     shutil.copy(path, tmp_path / "naip")
     with pytest.raises(UserError, match=r"naip/corrupt\.tif \(cannot be read"):
         opened(tmp_path, "sensors=naip", "level=18", "size=32", "hires=base")
+
+
+def test_without_rasterio_the_extra_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.raises(UserError, match="install the extra 'geo'"):
+        opened(place)
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+    code = (
+        "import sys, data_prep.tiles.triplets, data_prep.tiles.export, data_prep.tiles.download\n"
+        "from data_prep.readers import all_readers\n"
+        "assert 'tile_triplets' in [reader.name for reader in all_readers()]\n"
+        "print([name for name in ('rasterio', 'pyproj', 'torch', 'urllib.request') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -272,21 +272,13 @@ def test_native_spacing(tmp_path: Path, crs: str, step: float) -> None:
     assert native_spacing(header, *PLACE) == pytest.approx(expected, rel=tolerance)
 
 
-def test_a_window_that_is_too_large_names_the_mend(tmp_path: Path) -> None:
-    header = read_header(
-        write_tif(
-            tmp_path / "a.tif",
-            np.zeros((1, 9000, 9000), np.uint8),
-            Affine(10, 0, 4e5, 0, -10, 5e6),
-            "EPSG:32614",
-            compress="deflate",
-            sparse_ok=True,
-        )
-    )
-    lon, lat = outline(header)
-    tile = tile_at(float(lon.mean()), float(lat.mean()), 3)
-    with pytest.raises(UserError, match="give a larger level"):
-        warp_layer(Layer(header, (1,), (0,), None), tile, 32, same, "bilinear")
+def test_a_window_that_is_too_large_names_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.tiles.warp.MOST_VALUES", 300 * 300)
+    transform = grid_at("EPSG:32614", *PLACE, 10, 400, 400)
+    layer = layer_of(write_tif(tmp_path / "a.tif", np.ones((1, 400, 400), np.uint8), transform, "EPSG:32614"))
+    assert warp_layer(layer, TILE, 32, same, "bilinear") is not None
+    with pytest.raises(UserError, match=r"tile 12/919/1440 covers \d+x400 of its pixels: give a larger level"):
+        warp_layer(layer, tile_at(*PLACE, 12), 32, same, "bilinear")
 
 
 def test_what_is_stored() -> None:
