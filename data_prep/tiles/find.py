@@ -240,9 +240,12 @@ def parse_time(text: str) -> int:
 
 
 def time_of_name(name: str) -> int:
-    """Unix seconds of the first date with a time in a name, else of the last date alone; 0 where there is none."""
+    """Unix seconds of the first date with a time in a name, else of the first date alone; 0 where there is none.
+
+    The first, because names that hold more go on with the end of the pass or the date of processing.
+    """
     stamps = re.findall(r"(?<!\d)((?:19|20)\d{6})[Tt](\d{6})(?!\d)", name)
-    stamps += [(day, "000000") for day in reversed(re.findall(r"(?<!\d)((?:19|20)\d{6})(?!\d)", name))]
+    stamps += [(day, "000000") for day in re.findall(r"(?<!\d)((?:19|20)\d{6})(?!\d)", name)]
     for day, clock in stamps:
         try:
             return int(datetime.strptime(day + clock, "%Y%m%d%H%M%S").replace(tzinfo=UTC).timestamp())

@@ -414,6 +414,7 @@ def test_names_and_times() -> None:
         "",
     ]
     assert time_of_name("m_4709963_se_14_1_20200715") == DAY
+    assert time_of_name("m_4709963_se_14_060_20200715_20201130") == DAY, "acquired, then processed"
     assert time_of_name("S1A_IW_GRDH_1SDV_20200715T000000_20200716T000000_033") == DAY
     assert time_of_name("20209915_x_123456789") == 0
     assert parse_time("2020:07:15 00:00:00") == parse_time("2020-07-15T02:00:00+02:00") == DAY
@@ -608,6 +609,28 @@ def test_real_aerial_images_of_several_years(tmp_path: Path) -> None:
         if hires == "both":
             assert sample["naip_2x"].shape == (1, 4, 64, 64) and sample["naip_2x_mask"].all()
     assert by_year == {"newest": 2020, "name": 2009}
+
+
+@pytest.mark.realdata
+def test_a_real_patch_of_bands_at_three_resolutions() -> None:
+    root = SHARED_DATA / "s1s2/bigearthnet_tiny"
+    if not root.exists():
+        pytest.skip("no real data")
+    import rasterio
+
+    source = opened(root, "sensors=s2", "s2=tiny_s2", "s2_bands=all", "level=16", "size=128")
+    sample = loaded(source)
+    assert len(source.listing().ids) >= 1
+    assert sample["s2_native_gsd_m"] == pytest.approx(10, rel=0.001)
+    assert set(sample["s2_time"]) == {time_of_name("20170617T113321")}
+    for k, band in ((1, "B02"), (5, "B06"), (9, "B09")):
+        (path,) = root.rglob(f"*_{band}.tif")
+        with rasterio.open(path) as file:
+            values, transform, crs = file.read(1), file.transform, file.crs.to_string()
+        tile = Tile(*(int(sample[f"tile_{axis}"][0]) for axis in "zxy"))
+        column, row = source_pixels(tile, 128, crs, transform)
+        expected = map_coordinates(values.astype(np.float64), [row - 0.5, column - 0.5], order=1, mode="nearest")
+        assert np.abs(sample["s2"][0, k] - expected)[sample["s2_mask"][0] > 0].max() < 5, band
 
 
 @pytest.mark.realdata
