@@ -94,8 +94,10 @@ def test_auto_measures_and_keeps_its_choice(tmp_path: Path, capsys: pytest.Captu
     ratios = {row["codec"]: row["ratio"] for row in table}
     assert table[0]["codec"] == max(ratios, key=lambda codec: ratios[codec]) != "none"
     assert ratios["gzip"] > 1 and ratios["none"] == 1
-    # So fast a disk that decoding is what counts: plain data wins.
-    assert measure(source(), tmp_path, disk_mib_s=1e9)[0]["codec"] == "none"
+    # So fast a disk that decoding is what counts: inflating cannot keep up with copying.
+    larger = SceneSource(32, seed=5, size=64, sensors=("s2",))
+    place = [row["codec"] for row in measure(larger, tmp_path, disk_mib_s=1e9)]
+    assert place.index("none") < place.index("gzip")
     command = ["write", "--scenes", "24", "--size", "16", "--compression", "auto", "--json"]
     assert main([*command, "--disk-mib-s", "0.01", str(tmp_path / "out")]) == EXIT_OK
     first = json.loads(capsys.readouterr().out)
