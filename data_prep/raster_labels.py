@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.grid import Grid
+from data_prep.labels import MISSING_CLASS, parse_classes, to_classes
 from data_prep.raster import EXTENSIONS, Rasters, as_stored, environment, georeference, open_raster, read_grid
 from data_prep.raster_layer import words
 from data_prep.raster_places import Place
@@ -23,9 +23,10 @@ SETTINGS: dict[str, Setting] = {
     "labels": Setting("raster of labels for all scenes, or a folder of rasters with the scenes' names (default: none)"),
     "label_kind": Setting("classes, or numbers for regression", "segmentation", ("segmentation", "regression")),
     "label_missing": Setting("values that mean no label, comma-separated (default: the file's nodata)"),
-    "classes": Setting("names of the classes 0, 1, …, comma-separated (default: the numbers found)"),
+    "classes": Setting(
+        "names of the classes 0, 1, …, or VALUE:NAME of each, comma-separated (default: the numbers found)"
+    ),
 }
-MISSING_CLASS = 255
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Labels:
 
     files: tuple[LabelFile, ...]
     classes: tuple[str, ...]
+    values: tuple[int, ...]
     numbers: bool
 
     def column(self, size: int) -> ArrayColumn:
@@ -68,7 +70,7 @@ class Labels:
         there = valid[0] & ~np.isin(values[0], file.missing)
         if self.numbers:
             return np.where(there, values[0], np.nan).astype(np.float32)
-        return np.where(there, values[0], MISSING_CLASS).astype(np.uint8)
+        return to_classes(values[0], there, self.values)
 
 
 def find_labels(request: Request, places: Sequence[Place]) -> tuple[Labels | None, list[tuple[str, str]]]:
@@ -91,9 +93,10 @@ def find_labels(request: Request, places: Sequence[Place]) -> tuple[Labels | Non
         raise UserError(f"--set label_missing={settings['label_missing']}: give numbers") from None
     if len(given) > 1 and numbers:
         raise UserError("--set label_missing: one value at most with label_kind=regression")
+    names, stored = parse_classes(settings["classes"])
     paths = [str(root) if root.is_file() else _beside(root, place.name) for place in places]
     unique = sorted(set(paths) - {""})
-    looked = request.map(look_at_label, [(path, given, settings["crs"], numbers) for path in unique])
+    looked = request.map(look_at_label, [(path, given, settings["crs"], numbers, stored) for path in unique])
     by_path = {file.path: file for file in looked}
     bad, files = [], []
     for place, path in zip(places, paths, strict=True):
@@ -101,11 +104,10 @@ def find_labels(request: Request, places: Sequence[Place]) -> tuple[Labels | Non
         files.append(file)
         if file.error:
             bad.append((place.name, file.error))
-    names = words(settings["classes"])
     greatest = max((file.greatest for file in looked), default=-1)
     if names and greatest >= len(names):
         raise UserError(f"--set classes: {len(names)} names, but the labels go up to {greatest}: name them all")
-    return Labels(tuple(files), names or tuple(str(number) for number in range(greatest + 1)), numbers), bad
+    return Labels(tuple(files), names or tuple(map(str, range(greatest + 1))), stored, numbers), bad
 
 
 def _beside(root: Path, name: str) -> str:
@@ -118,9 +120,9 @@ def _beside(root: Path, name: str) -> str:
     return ""
 
 
-def look_at_label(argument: tuple[str, tuple[float, ...], str, bool]) -> LabelFile:
-    """(path, missing values, CRS where the file has none, numbers or classes) → the file, wholly read once."""
-    path, given, crs, numbers = argument
+def look_at_label(argument: tuple[str, tuple[float, ...], str, bool, tuple[int, ...]]) -> LabelFile:
+    """(path, missing values, CRS where it names none, numbers or classes, class values) → the file, wholly read once."""
+    path, given, crs, numbers, stored_values = argument
     try:
         with environment(), open_raster(path) as dataset:
             grid, _ = georeference(dataset, crs=crs)
@@ -131,21 +133,19 @@ def look_at_label(argument: tuple[str, tuple[float, ...], str, bool]) -> LabelFi
                 raise UserError(f"{path}: {dtype.name} labels: convert them to integers, or pass label_kind=regression")
             stored = as_stored(dataset.nodata, dtype)
             missing = given or (() if stored is None else (stored,))
-            greatest: Any = -math.inf
+            greatest = -1
             step = max(1, (4 << 20) // max(1, dataset.width))
             for row in range(0, dataset.height, step):
                 window = ((row, min(row + step, dataset.height)), (0, dataset.width))
                 values = np.unique(_read(dataset, window))
-                values = values[~np.isin(values, missing)]
-                if numbers or len(values) == 0:
+                if numbers:
                     continue
-                if values[0] < 0 or values[-1] >= MISSING_CLASS:
-                    odd = values[0] if values[0] < 0 else values[-1]
-                    raise UserError(
-                        f"{path}: label {odd}: classes are 0 to 254; say what means no label with --set label_missing=…"
-                    )
-                greatest = max(greatest, int(values[-1]))
-        return LabelFile(path, grid, missing, -1 if greatest == -math.inf else greatest, file_token(Path(path)))
+                try:
+                    classes = to_classes(values, ~np.isin(values, missing), stored_values)
+                except ValueError as error:
+                    raise UserError(f"{path}: {error}, or say what means no label with --set label_missing=…") from None
+                greatest = max([greatest, *classes[classes != MISSING_CLASS].tolist()])
+        return LabelFile(path, grid, missing, greatest, file_token(Path(path)))
     except UserError as error:
         return LabelFile(path, error=str(error))
 

@@ -44,7 +44,10 @@ SETTINGS: dict[str, Setting] = {
     "check": Setting("at listing, decode every block, or read headers only", "blocks", ("blocks", "headers")),
     "date_pattern": Setting("regular expression with groups year, month, day, hour … for dates in file names"),
     "group": Setting(
-        "what never goes to different splits: scenes that overlap, or ground blocks", "scene", ("scene", "block")
+        "what never goes to different splits: overlapping scenes, or ground blocks; auto: blocks where under 10 scenes, "
+        "none overlapping, are cut side by side",
+        "auto",
+        ("auto", "scene", "block"),
     ),
     "block_m": Setting("side of a ground block in metres (default: 8 chips)"),
 }

@@ -19,6 +19,8 @@ from data_prep.records import Record, file_token
 from frontier.errors import UserError
 
 _SIDECARS = (".msk", ".ovr", ".aux.xml")
+_FEW = 10
+"""Scenes below which whole ones are too coarse to split by."""
 
 
 @dataclass(frozen=True)
@@ -135,25 +137,32 @@ def describe_places(found: Sequence[Place], looked: Sequence[Looked]) -> dict[st
     }
 
 
-def chip_records(request: Request, found: Sequence[Place], cut: Cut) -> tuple[list[Record], dict[str, Any]]:
-    """A record a chip, with its group, and counts. Payload: (place, row, column, true metres a pixel)."""
+def chip_records(
+    request: Request, found: Sequence[Place], size: int, stride: int, min_valid: float, block: int
+) -> tuple[list[Record], dict[str, Any]]:
+    """A record a chip of `size` pixels, with its group, and counts. Payload: (place, row, column, metres a pixel).
+
+    `block`: pixels of a ground block where the settings give no `block_m`.
+    """
     mode = request.settings["group"]
-    if mode == "scene" and request.settings["block_m"]:
+    if mode != "block" and request.settings["block_m"]:
         raise UserError("--set block_m: has no effect without --set group=block: leave it out")
     corners = [place.corner_list() for place in found]
     keep = np.ones(sum(map(len, corners)), bool)
-    if mode == "scene":
+    if mode != "block":
         whole = Boxes.join([Boxes.of(p.grid, np.zeros((1, 2)), p.grid.height, p.grid.width) for p in found])
         names = scene_groups([place.name for place in found], whole)
         groups = [name for name, part in zip(names, corners, strict=True) for _ in part]
-    else:
-        boxes = Boxes.join([Boxes.of(p.grid, part, cut.size, cut.size) for p, part in zip(found, corners, strict=True)])
+        apart = len(set(names)) == len(names) < _FEW and stride >= size
+        mode = "block" if mode == "auto" and apart else "scene"
+    if mode == "block":
+        boxes = Boxes.join([Boxes.of(p.grid, part, size, size) for p, part in zip(found, corners, strict=True)])
         lon, lat, gsd = (
             np.concatenate([getattr(place, name) for place in found if place.corners is not None])
             for name in ("lon", "lat", "gsd")
         )
         side = number(request.settings, "block_m", float, 1) if request.settings["block_m"] else None
-        groups, keep = block_groups(lon, lat, boxes, side or 8 * cut.size * float(np.median(gsd)))
+        groups, keep = block_groups(lon, lat, boxes, side or block * float(np.median(gsd)))
     records, chip = [], 0
     for index, (place, part) in enumerate(zip(found, corners, strict=True)):
         if place.lon is None or place.lat is None or place.gsd is None:
@@ -172,6 +181,6 @@ def chip_records(request: Request, found: Sequence[Place], cut: Cut) -> tuple[li
             chip += 1
     if not records:
         raise UserError(
-            f"{request.path}: no chip has {cut.min_valid:g} of its pixels valid: lower --set min_valid= or size="
+            f"{request.path}: no chip has {min_valid:g} of its pixels valid: lower --set min_valid= or size="
         )
-    return records, {"chips_across_blocks_left_out": int((~keep).sum()), "groups": len(set(groups))}
+    return records, {"chips_across_blocks_left_out": int((~keep).sum()), "grouped_by": mode, "groups": len(set(groups))}

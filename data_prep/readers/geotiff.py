@@ -81,7 +81,7 @@ def open_geotiff(request: Request) -> ChipSource:
     tokens = [(one.path, one.token) for one in good if one.path in used]
     if labels is not None:
         tokens += [(f"label of {place.name}", file.token) for place, file in zip(found, labels.files, strict=True)]
-    records, counts = chip_records(request, found, cut)
+    records, counts = chip_records(request, found, cut.size, cut.stride, cut.min_valid, 8 * cut.size)
     notes |= describe_places(found, good) | counts
     inputs = inputs_digest(tokens)
     if labels is None:

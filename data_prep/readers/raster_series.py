@@ -122,7 +122,7 @@ def open_series(request: Request) -> ChipSource:
                 warped.append({"file": os.path.basename(layer.path)} | off)
     used = {layer.path for place in found for layer in place.layers}
     tokens = [(one.path, one.token) for one in good if one.layer is not None and one.layer.path in used]
-    records, counts = chip_records(request, found, cut)
+    records, counts = chip_records(request, found, cut.size, cut.stride, cut.min_valid, 8 * cut.size)
     notes |= describe_places(found, good) | counts
     notes |= {
         "places": len(found),
