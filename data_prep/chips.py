@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.grid import Grid, ground_distance, lonlat
+from data_prep.grid import Grid, ground_distance, is_geographic, lonlat
 
 _METRES_A_DEGREE = 111_320.0
 Cell = tuple[int, int]
@@ -42,7 +42,10 @@ def places(grid: Grid, corners: np.ndarray, size: int) -> tuple[np.ndarray, np.n
 
 @dataclass(frozen=True)
 class Boxes:
-    """Bounding boxes [n, 4] (x0, y0, x1, y1): `flat` in the CRS, `round` in degrees, x1 beyond 180 over the date line."""
+    """Bounding boxes [n, 4] (x0, y0, x1, y1): `flat` in the CRS, `round` in degrees, beyond 180 over the date line.
+
+    `crs` is "" for degrees, which only the round boxes compare rightly: they begin again at the date line.
+    """
 
     crs: np.ndarray
     flat: np.ndarray
@@ -57,18 +60,19 @@ class Boxes:
         columns = corners[:, 1:] + along * width
         x, y = grid.xy(columns, rows)
         lon, lat = lonlat(grid.crs, x, y)
-        centre = lon[:, 12:13]
+        centre = lon[:, 12:13]  # the middle of the 5 x 5 mesh
         # Within half a turn of the centre, so that a box over the date line is one box.
-        lon = centre + (lon - centre + 180) % 360 - 180
+        lon = np.where(np.isfinite(lon), centre + (lon - centre + 180) % 360 - 180, centre)
+        lat = np.where(np.isfinite(lat), lat, lat[:, 12:13])
         return Boxes(
-            np.full(len(corners), grid.crs, object),
+            np.full(len(corners), "" if is_geographic(grid.crs) else grid.crs, object),
             np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], axis=1),
             np.stack([lon.min(1), lat.min(1), lon.max(1), lat.max(1)], axis=1),
         )
 
     def overlapping(self, one: int, others: np.ndarray) -> np.ndarray:
         """Which of `others` (indices) share ground with box `one`: exact in one CRS, by degrees between two."""
-        same = self.crs[others] == self.crs[one]
+        same = (self.crs[others] == self.crs[one]) & (self.crs[one] != "")
         flat = _intersect(self.flat[others], self.flat[one])
         moved = self.round[others].copy()
         turns = np.rint((self.round[one, 0] - moved[:, 0]) / 360) * 360

@@ -5,6 +5,7 @@ Only the root group is read. Nothing outside the file is: links to other files a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,8 @@ class CubeFile:
         self._handle: Any = None
         try:
             if head == _HDF5:
+                with contextlib.suppress(ImportError):
+                    import hdf5plugin  # noqa: F401  # filters such as zstd, where the extra "hdf5" is there
                 self._handle = h5py.File(path, "r", locking=False)
                 self.variables, self.attributes = _of_hdf5(self._handle)
             elif head[:4] in (b"CDF\x01", b"CDF\x02"):
@@ -126,6 +129,8 @@ def _of_hdf5(file: h5py.File) -> tuple[dict[str, Variable], dict[str, Any]]:
         item = file[name]
         if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "iufS":
             continue
+        if _text_of(item.attrs.get("NAME")).startswith(_NO_VARIABLE):
+            continue
         if item.external or item.is_virtual:
             raise UserError(f"{file.filename}: the data of {name} lie in another file: copy them in (h5repack)")
         attributes = {key: _attribute(item.attrs, key) for key in item.attrs if key not in _BOOKKEEPING}
@@ -138,7 +143,13 @@ def _of_hdf5(file: h5py.File) -> tuple[dict[str, Variable], dict[str, Any]]:
     return out, {key: _attribute(file.attrs, key) for key in file.attrs if key not in _BOOKKEEPING}
 
 
+_NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable"
+"""The mark of a dimension that the library stores as a dataset though it has no coordinate."""
 _BOOKKEEPING = {"DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME", "_Netcdf4Dimid", "_Netcdf4Coordinates"}
+
+
+def _text_of(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _attribute(attributes: Any, name: str) -> Any:

@@ -93,6 +93,12 @@ def ground_distance(grid: Grid, columns: Any, rows: Any) -> tuple[np.ndarray, np
     return span(1, 0), span(0, 1)
 
 
+@lru_cache(maxsize=64)
+def is_geographic(crs: str) -> bool:
+    """Whether coordinates in `crs` are degrees."""
+    return bool(geo()[1].CRS.from_user_input(crs).is_geographic)
+
+
 def epsg_code(crs: str) -> int:
     """The EPSG number of a CRS, 0 where it has none."""
     return geo()[1].CRS.from_user_input(crs).to_epsg() or 0

@@ -66,10 +66,10 @@ def open_raster(path: str | Path) -> Any:
             # What lacks a place is dealt with by `georeference`.
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             dataset = rasterio.open(path, driver="GTiff")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or reason(error)})") from None
     except rasterio.errors.RasterioError as error:
         raise UserError(f"{path}: cannot be opened ({reason(error)})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or reason(error)})") from None
     problem = ""
     if dataset.count == 0 or dataset.width == 0 or dataset.height == 0:
         problem = "no pixels"
@@ -122,8 +122,10 @@ def georeference(dataset: Any, *, crs: str = "", gcps: bool = False) -> tuple[Gr
                 "--set gcps=use to fit an affine transform"
             )
         found, affine = points_crs or found, rasterio.transform.from_gcps(points)
-        away = [~affine @ (point.x, point.y) for point in points]
-        residual = max(math.hypot(c - p.col, r - p.row) for (c, r), p in zip(away, points, strict=True))
+        if affine.determinant != 0:
+            fit = Grid("", (affine.a, affine.b, affine.c, affine.d, affine.e, affine.f), dataset.height, dataset.width)
+            columns, rows = fit.pixels([point.x for point in points], [point.y for point in points])
+            residual = max(math.hypot(c - p.col, r - p.row) for c, r, p in zip(columns, rows, points, strict=True))
     if not found:
         if not crs:
             raise UserError(f"{path}: no CRS: set it (gdal_edit.py -a_srs EPSG:…) or pass --set crs=EPSG:…")

@@ -117,6 +117,8 @@ def cut_place(argument: tuple[str, tuple[Layer, ...], tuple[bool, ...], Cut]) ->
             rasters.close()
     kept = corners[keep]
     lon, lat, gsd = places(grid, kept, cut.size)
+    if not np.isfinite(gsd).all():
+        return Place(name, layers, grid, error="some of its chips lie nowhere on Earth: crop it, or mend its CRS")
     return Place(name, layers, grid, epsg_code(grid.crs), kept, lon, lat, gsd, int((~keep).sum()))
 
 
@@ -149,6 +151,10 @@ def chip_records(
         raise UserError("--set block_m: has no effect without --set group=block: leave it out")
     corners = [place.corner_list() for place in found]
     keep = np.ones(sum(map(len, corners)), bool)
+    if len(keep) == 0:
+        raise UserError(
+            f"{request.path}: no chip has {min_valid:g} of its pixels valid: lower --set min_valid= or size="
+        )
     if mode != "block":
         whole = Boxes.join([Boxes.of(p.grid, np.zeros((1, 2)), p.grid.height, p.grid.width) for p in found])
         names = scene_groups([place.name for place in found], whole)
@@ -179,8 +185,4 @@ def chip_records(
                     )
                 )
             chip += 1
-    if not records:
-        raise UserError(
-            f"{request.path}: no chip has {min_valid:g} of its pixels valid: lower --set min_valid= or size="
-        )
     return records, {"chips_across_blocks_left_out": int((~keep).sum()), "grouped_by": mode, "groups": len(set(groups))}
