@@ -116,20 +116,25 @@ def block_groups(lon: np.ndarray, lat: np.ndarray, boxes: Boxes, block_m: float)
     A chip that reaches into another block is left out where it shares ground with a kept chip of a block other than
     its own. So no two groups share ground. Blocks are rows of latitude cut into equal steps of longitude.
     """
-    owners = list(zip(*(part.tolist() for part in _cells(lon, lat, block_m)), strict=True))
-    touched = [_touched(box, block_m) for box in boxes.round]
+    own = np.stack(_cells(lon, lat, block_m), axis=1)
+    owners: list[Cell] = list(map(tuple, own.tolist()))
+    # Blocks are rectangles in degrees: a box lies in one where all its corners do.
+    inside = np.ones(len(owners), bool)
+    for x, y in ((0, 1), (0, 3), (2, 1), (2, 3)):
+        corner = np.stack(_cells(boxes.round[:, x], boxes.round[:, y], block_m), axis=1)
+        inside &= (corner == own).all(axis=1)
     members: dict[Cell, list[int]] = {}
     keep = np.ones(len(owners), bool)
-    inside = [cells == {owner} for cells, owner in zip(touched, owners, strict=True)]
-    for chip in np.flatnonzero(inside):
-        members.setdefault(owners[chip], []).append(int(chip))
-    for chip in np.flatnonzero(~np.array(inside, bool)):
-        near = {other for cell in touched[chip] for other in members.get(cell, ()) if owners[other] != owners[chip]}
-        if near and boxes.overlapping(int(chip), np.array(sorted(near))).any():
+    for chip in np.flatnonzero(inside).tolist():
+        members.setdefault(owners[chip], []).append(chip)
+    for chip in np.flatnonzero(~inside).tolist():
+        cells = _touched(boxes.round[chip], block_m) | {owners[chip]}
+        near = {other for cell in cells for other in members.get(cell, ()) if owners[other] != owners[chip]}
+        if near and boxes.overlapping(chip, np.array(sorted(near))).any():
             keep[chip] = False
             continue
-        for cell in touched[chip] | {owners[chip]}:
-            members.setdefault(cell, []).append(int(chip))
+        for cell in cells:
+            members.setdefault(cell, []).append(chip)
     return [b"block:%d:%d" % owner for owner in owners], keep
 
 

@@ -203,6 +203,8 @@ def _times(file: CubeFile, dim: str) -> np.ndarray:
     coordinate = file.variables.get(dim)
     if coordinate is None or coordinate.dims != (dim,) or coordinate.dtype.kind not in "iuf":
         raise UserError(f"{file.path}: no time coordinate: give dimension {dim!r} a variable in CF units")
+    if coordinate.shape[0] == 0:
+        raise UserError(f"{file.path}: no steps along {dim!r}: write some")
     try:
         return from_cf(file.read(dim), coordinate.text("units"), coordinate.text("calendar"))
     except ValueError as error:

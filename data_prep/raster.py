@@ -73,6 +73,8 @@ def open_raster(path: str | Path) -> Any:
     problem = ""
     if dataset.count == 0 or dataset.width == 0 or dataset.height == 0:
         problem = "no pixels"
+    elif len(dataset.subdatasets) > 1:
+        problem = f"holds {len(dataset.subdatasets)} pages, one is expected: split them (tiffsplit)"
     elif len(set(dataset.dtypes)) > 1 or np.dtype(dataset.dtypes[0]).kind not in "uif":
         problem = f"pixels of {', '.join(sorted(set(dataset.dtypes)))}: one real type is expected"
     if problem:

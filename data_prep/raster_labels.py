@@ -20,12 +20,10 @@ from data_prep.source import ArrayColumn, Target
 from frontier.errors import UserError
 
 SETTINGS: dict[str, Setting] = {
-    "labels": Setting("raster of labels for all scenes, or a folder of rasters with the scenes' names (default: none)"),
+    "labels": Setting("raster of labels for all scenes, or a folder of rasters with the scenes' names"),
     "label_kind": Setting("classes, or numbers for regression", "segmentation", ("segmentation", "regression")),
-    "label_missing": Setting("values that mean no label, comma-separated (default: the file's nodata)"),
-    "classes": Setting(
-        "names of the classes 0, 1, …, or VALUE:NAME of each, comma-separated (default: the numbers found)"
-    ),
+    "label_missing": Setting("values that mean no label, comma-separated; none: the file's nodata"),
+    "classes": Setting("names of the classes 0, 1, …, or VALUE:NAME of each, comma-separated; none: the numbers found"),
 }
 
 

@@ -21,15 +21,13 @@ from frontier.errors import UserError
 
 SETTINGS: dict[str, Setting] = {
     "size": Setting("side of a chip in pixels", "256"),
-    "stride": Setting("pixels from one chip to the next (default: size, chips side by side)"),
+    "stride": Setting("pixels from one chip to the next; none: size, chips side by side"),
     "edge": Setting("what is left at the right and lower edge: drop it, or pad it as missing", "drop", ("drop", "pad")),
     "min_valid": Setting("leave out chips with a smaller share of valid pixels, 0 to 1", "0.5"),
-    "bands": Setting("bands in order, by number from 1 or by name, comma-separated (default: all but alpha)"),
-    "band_names": Setting("names of the chosen bands, comma-separated (default: the file's)"),
-    "gsd": Setting(
-        "resample to square pixels of this many true metres at the scene's centre (default: the file's own)"
-    ),
-    "nodata": Setting("value that marks missing pixels, or none (default: the file's)"),
+    "bands": Setting("bands in order, by number from 1 or by name, comma-separated; none: all but alpha"),
+    "band_names": Setting("names of the chosen bands, comma-separated; none: the file's"),
+    "gsd": Setting("resample to square pixels of this many true metres at the scene's centre; none: the file's own"),
+    "nodata": Setting("value that marks missing pixels, or none; none: the file's"),
     "valid": Setting(
         "a pixel is valid where any or all bands are; auto: any for integers, all for floats",
         "auto",
@@ -49,7 +47,7 @@ SETTINGS: dict[str, Setting] = {
         "auto",
         ("auto", "scene", "block"),
     ),
-    "block_m": Setting("side of a ground block in metres (default: 8 chips)"),
+    "block_m": Setting("side of a ground block in metres; none: 8 chips"),
 }
 GCP_TOLERANCE = 2.0
 """Pixels by which a control point may lie off the affine fit."""

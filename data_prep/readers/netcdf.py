@@ -363,28 +363,24 @@ NETCDF = Reader(
     uses=frozenset({"on_error", "license", "citation"}),
     settings={
         "unit": Setting("a sample is a chip, or the series of one pixel", "chip", ("chip", "pixel")),
-        "size": Setting("side of a chip in pixels (default: 32)"),
-        "stride": Setting("pixels from one sample to the next (default: the size; 1 for pixels)"),
+        "size": Setting("side of a chip in pixels; none: 32"),
+        "stride": Setting("pixels from one sample to the next; none: the size; 1 for pixels"),
         "min_valid": Setting("leave out samples with a smaller share of valid values, 0 to 1", "0.5"),
-        "variables": Setting("variables in order, comma-separated (default: all numeric ones with time, y and x)"),
+        "variables": Setting("variables in order, comma-separated; none: all numeric ones with time, y and x"),
         "static": Setting("variables with y and x alone, as a second input, comma-separated"),
         "label": Setting("variable with y and x alone that holds classes: a map of chips, the label of pixels"),
         "classes": Setting(
-            "names of the classes 0, 1, …, or VALUE:NAME of each, comma-separated (default: flag_meanings, or numbers)"
+            "names of the classes 0, 1, …, or VALUE:NAME of each, comma-separated; none: flag_meanings, or numbers"
         ),
-        "steps": Setting("steps of a series; shorter ones end in missing steps (default: the longest)"),
-        "fill": Setting(
-            "stored value that marks what is missing (default: the variable's, else the file's _FillValue)"
-        ),
+        "steps": Setting("steps of a series; shorter ones end in missing steps; none: the longest"),
+        "fill": Setting("stored value that marks what is missing; none: the variable's, else the file's _FillValue"),
         "scaling": Setting(
             "record scale_factor and add_offset, or apply them (float32, physical units)", "record", ("record", "apply")
         ),
         "crs": Setting("CRS of files that name none, such as EPSG:32631"),
         "check": Setting("at listing, read every value, or what min_valid needs", "blocks", ("blocks", "headers")),
         "group": SETTINGS["group"],
-        "block_m": replace(
-            SETTINGS["block_m"], help="side of a ground block in metres (default: 8 chips, or 32 pixels)"
-        ),
+        "block_m": replace(SETTINGS["block_m"], help="side of a ground block in metres; none: 8 chips, or 32 pixels"),
     },
 )
 READERS = (NETCDF,)

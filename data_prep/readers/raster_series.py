@@ -149,7 +149,7 @@ RASTER_SERIES = Reader(
         "resampling": Setting(
             "how rasters off the first grid are warped", "bilinear", ("bilinear", "nearest", "cubic", "average")
         ),
-        "steps": Setting("dates a series; shorter ones end in missing steps (default: the longest series)"),
+        "steps": Setting("dates a series; shorter ones end in missing steps; none: the longest series"),
         "place_pattern": Setting("regular expression for the place in file names, where a folder holds several"),
     },
 )

@@ -10,6 +10,7 @@ import numpy as np
 import pyproj
 import pytest
 import rasterio
+from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine, from_origin
 from rasterio.windows import Window
@@ -238,6 +239,9 @@ def test_what_is_refused_and_why(tmp_path: Path) -> None:
     data[len(data) // 2 : len(data) // 2 + 40] = b"\xff" * 40
     packed.write_bytes(data)
     assert "does not decode" in refused(packed)
+    frames = [Image.fromarray(pixels(k, (40, 50), "uint8")) for k in range(2)]
+    frames[0].save(tmp_path / "pages.tif", save_all=True, append_images=frames[1:])
+    assert "holds 2 pages" in refused(tmp_path / "pages.tif")
     (tmp_path / "head.tif").write_bytes(b"II*\0" + b"\0" * 40)
     assert "cannot be opened" in refused(tmp_path / "head.tif")
     assert "cannot be read" in refused(tmp_path / "none.tif")

@@ -145,6 +145,18 @@ def test_masks_and_missing_values(tmp_path: Path) -> None:
     assert np.array_equal(overridden["valid"][3], (values[:, 16:, 16:] != 7).all(axis=0))
 
 
+def test_scenes_that_mark_missing_pixels_differently(tmp_path: Path) -> None:
+    values = pixels(0, (1, 16, 16))
+    values[0, 0, :3] = 7
+    save_tiff(tmp_path / "a.tif", values, nodata=7)
+    save_tiff(tmp_path / "b.tif", values, nodata=values[0, 5, 5])
+    source = read(tmp_path, size=16)
+    found = every(source)
+    assert source.images["image"].nodata is None
+    assert np.array_equal(found["image"][0], np.where(values == 7, 0, values))
+    assert np.array_equal(found["valid"][1], (values != values[0, 5, 5])[0])
+
+
 def test_nan_is_missing_and_never_stored(tmp_path: Path) -> None:
     values = pixels(0, (2, 32, 32)).astype(np.float32)
     values[0, 3, 4], values[1, 20, 20] = np.nan, np.inf

@@ -256,6 +256,7 @@ def test_what_is_refused_and_why(tmp_path: Path) -> None:
     uneven[3] += 4
     assert "not evenly spaced" in why("uneven", content | {"x": (x[0], uneven, x[2])})
     assert "cannot be understood" in why("wkt", content | {"crs": ((), np.array(0), {"crs_wkt": "PROJCS["})})
+    assert "no steps along 't'" in why("empty", cube(0))
     assert "did you mean VV" in why("name", content, variables="Vv")
     assert "less than a chip" in why("size", content, size=21)
     assert "has no effect with unit=pixel" in why("pixel", content, unit="pixel", size=8)
