@@ -62,6 +62,7 @@ class Cube:
     label: CubeBand | None
     label_classes: tuple[str, ...]
     fill_of_file: bool
+    token: bytes = b""
 
 
 def role_of(file: CubeFile, dim: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.grid import Grid, geo, lonlat, transformer
+from data_prep.records import file_token
 from frontier.errors import UserError
 
 EXTENSIONS = (".tif", ".tiff", ".gtiff")
@@ -83,6 +84,16 @@ def open_raster(path: str | Path) -> Any:
     return dataset
 
 
+def check_unchanged(path: str | Path, token: bytes) -> None:
+    """Raise `UserError` where a file is gone, or is not the one that had `token` (b"": any will do)."""
+    try:
+        changed = bool(token) and file_token(Path(path)) != token
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read any more ({error.strerror}): restore it") from None
+    if changed:
+        raise UserError(f"{path}: changed while it was read: run the same command again")
+
+
 class Rasters:
     """Open rasters by path, the most recently used few. A copy in another process starts with none."""
 
@@ -92,10 +103,11 @@ class Rasters:
     def __reduce__(self) -> tuple[type[Rasters], tuple[int]]:
         return Rasters, (self._most,)
 
-    def get(self, path: str | Path) -> Any:
-        """As `open_raster`."""
+    def get(self, path: str | Path, token: bytes = b"") -> Any:
+        """As `open_raster`. Raises `UserError` also where the file no longer has the `token` given (`file_token`)."""
         key = str(path)
         if key not in self._open:
+            check_unchanged(path, token)
             while len(self._open) >= self._most:
                 self._open.popitem(last=False)[1].close()
             self._open[key] = open_raster(path)

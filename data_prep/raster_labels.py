@@ -61,7 +61,7 @@ class Labels:
         file = self.files[index]
         assert file.grid is not None
         with environment():
-            dataset = rasters.get(file.path)
+            dataset = rasters.get(file.path, file.token)
             how = "bilinear" if self.numbers else "nearest"
             nodata = [file.missing[0] if file.missing else None]
             values, valid = read_grid(dataset, file.grid, grid, [1], nodata, how)

@@ -180,6 +180,7 @@ class Layer:
     time_problem: str
     masked: bool
     gcp_residual: float
+    token: bytes = b""
 
 
 def describe_layer(dataset: Any, cut: Cut) -> Layer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def look(argument: tuple[str, str, Cut]) -> Looked:
     except UserError as error:
         return Looked(path, error=str(error).removeprefix(f"{whole}: "))
     beside = sum(Path(f"{whole}{end}").exists() for end in _SIDECARS)
-    return Looked(path, layer, "", token, odd, beside)
+    return Looked(path, replace(layer, token=token), "", token, odd, beside)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def read_place(rasters: Rasters, place: Place, cut: Cut, row: int, column: int) 
     """Values [T, C, N, N] and their validity (bool, same shape) of one chip: one entry of T a layer."""
     target = place.grid.window(row, column, cut.size, cut.size)
     with environment():
-        read = [read_layer(rasters.get(layer.path), layer, target, cut) for layer in place.layers]
+        read = [read_layer(rasters.get(layer.path, layer.token), layer, target, cut) for layer in place.layers]
     return np.stack([values for values, _ in read]), np.stack([valid for _, valid in read])
 
 

@@ -22,6 +22,7 @@ from data_prep.cube import Cube, common_dtype, cube_disagreement, decode_all, de
 from data_prep.cube_file import CubeFile
 from data_prep.grid import epsg_code
 from data_prep.labels import MISSING_CLASS, parse_classes, to_classes
+from data_prep.raster import check_unchanged
 from data_prep.raster_layer import SETTINGS, number, words
 from data_prep.raster_places import Place, chip_records
 from data_prep.raster_source import COLUMNS, TRANSFORM, SortedSource
@@ -98,7 +99,8 @@ def look(argument: tuple[str, str, Choice]) -> CubeLook:
             if choice.decode:
                 decode_all(file, cube)
             place, labels, greatest = _cut(file, cube, path, choice)
-        return CubeLook(path, cube, place, labels, greatest, file_token(Path(whole)))
+        token = file_token(Path(whole))
+        return CubeLook(path, replace(cube, token=token), place, labels, greatest, token)
     except UserError as error:
         return CubeLook(path, error=str(error).removeprefix(f"{whole}: "))
 
@@ -220,7 +222,7 @@ class CubeSource(SortedSource):
         box = (row, column, min(side, cube.grid.height - row), min(side, cube.grid.width - column))
 
         def read() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-            file = self._files.get(cube.path, lambda: CubeFile(cube.path), close=True)
+            file = self._files.get(cube.path, lambda: _open_again(cube), close=True)
             out = {"series": read_bands(file, cube, cube.bands, box, self.choice.apply)}
             if cube.static:
                 out["static"] = read_bands(file, cube, cube.static, box, self.choice.apply)
@@ -262,6 +264,11 @@ class CubeSource(SortedSource):
             values, valid = found["label_map"]
             sample["label_map"] = to_classes(values[0], valid[0], self.choice.class_values)
         return sample
+
+
+def _open_again(cube: Cube) -> CubeFile:
+    check_unchanged(cube.path, cube.token)
+    return CubeFile(cube.path)
 
 
 class OpenCubes:

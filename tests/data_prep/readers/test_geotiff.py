@@ -374,6 +374,28 @@ def test_group_by_blocks_and_the_plan(tmp_path: Path) -> None:
     assert read(tmp_path / "a.tif", size=16, stride=8).listing().notes["grouped_by"] == "scene"
 
 
+def test_samples_depend_on_content_not_on_where_it_lies(tmp_path: Path) -> None:
+    for parent in ("one", "two"):
+        for k in range(3):
+            save_tiff(tmp_path / parent / "in" / f"{2 - k if parent == 'one' else k}.tif", pixels(0))
+    written = [
+        write(read(tmp_path / parent / "in", size=16), tmp_path / f"out-{parent}", PlanOptions()).manifest
+        for parent in ("one", "two")
+    ]
+    assert written[0] == written[1]
+
+
+def test_a_file_that_changes_under_way_is_noticed(tmp_path: Path) -> None:
+    path = save_tiff(tmp_path / "a.tif", pixels(0))
+    source = read(tmp_path, size=16)
+    save_tiff(path, pixels(1))
+    with pytest.raises(UserError, match=r"a\.tif: changed while it was read"):
+        source.load([0])
+    path.unlink()
+    with pytest.raises(UserError, match=r"a\.tif: cannot be read any more"):
+        source.load([0])
+
+
 def test_sidecars_are_counted(tmp_path: Path) -> None:
     save_tiff(tmp_path / "a.tif", pixels())
     (tmp_path / "a.tif.ovr").write_bytes(b"anything")

@@ -300,6 +300,13 @@ def test_damaged_files(tmp_path: Path) -> None:
     assert source.listing().notes["skipped"] == 6 and len(source.cubes) == 1
 
 
+def test_a_file_that_changes_under_way_is_noticed(tmp_path: Path) -> None:
+    source = read(save4(tmp_path / "a.nc", cube()), size=8)
+    save4(tmp_path / "a.nc", cube(3))
+    with pytest.raises(UserError, match=r"a\.nc: changed while it was read"):
+        source.load([0])
+
+
 def test_data_in_other_files_are_refused(tmp_path: Path) -> None:
     save4(tmp_path / "secret.h5", cube())
     for kind in ("link", "external"):
