@@ -11,8 +11,8 @@ import numpy as np
 
 from data_prep.grid import Grid
 from data_prep.labels import MISSING_CLASS, parse_classes, to_classes
+from data_prep.options import words
 from data_prep.raster import EXTENSIONS, Rasters, as_stored, environment, georeference, open_raster, read_grid
-from data_prep.raster_layer import words
 from data_prep.raster_places import Place
 from data_prep.readers.registry import Request, Setting
 from data_prep.records import file_token

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ import numpy as np
 
 from data_prep import dates
 from data_prep.grid import Grid
-from data_prep.raster import EXTENSIONS, RESAMPLING, as_stored, georeference, read_grid
-from data_prep.readers.registry import Request, Setting
+from data_prep.options import number, words
+from data_prep.raster import RESAMPLING, as_stored, georeference, read_grid
+from data_prep.readers.registry import Setting
 from data_prep.source import Band
 from frontier.data.manifest import nearest
 from frontier.errors import UserError
@@ -76,25 +76,6 @@ class Cut:
     resampling: str
 
 
-def number(settings: Mapping[str, str], name: str, kind: type = float, low: float = 0, high: float = math.inf) -> Any:
-    """A setting as int or float within [low, high]; `UserError` else."""
-    text = settings[name]
-    try:
-        value = kind(text)
-    except ValueError:
-        value = math.nan
-    if not low <= value <= high:
-        most = "" if high == math.inf else f" to {high:g}"
-        what = "a whole number" if kind is int else "a number"
-        raise UserError(f"--set {name}={text}: give {what} from {low:g}{most or ' up'}")
-    return value
-
-
-def words(text: str) -> tuple[str, ...]:
-    """The comma-separated parts of a setting."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 def parse_cut(settings: Mapping[str, str]) -> Cut:
     """The settings of `SETTINGS` and `resampling`. Raises `UserError` for one that cannot be."""
     from data_prep.grid import geo
@@ -140,28 +121,6 @@ def parse_cut(settings: Mapping[str, str]) -> Cut:
             raise UserError(f"--set date_pattern={cut.date_pattern}: give a group (?P<year>…)")
     assert cut.resampling in RESAMPLING
     return cut
-
-
-def find_rasters(request: Request) -> list[str]:
-    """GeoTIFFs of the request, a file or a folder at any depth, relative to it, in the order of their paths' bytes.
-
-    Names that begin with a dot, and links that lead out of the folder, are left out. Raises `UserError` for none.
-    """
-    root = request.need()
-    if root.is_file():
-        return [root.name]
-    inside, found = root.resolve(), []
-    for folder, names, members in os.walk(root):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        for member in members:
-            path = Path(folder, member)
-            if member.startswith(".") or not member.lower().endswith(EXTENSIONS):
-                continue
-            if not path.is_symlink() or path.resolve().is_relative_to(inside):
-                found.append(path.relative_to(root).as_posix())
-    if not found:
-        raise UserError(f"--from {root}: no GeoTIFFs: expected files ending in {', '.join(EXTENSIONS)}")
-    return sorted(found, key=os.fsencode)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import numpy as np
 
 from data_prep.chips import Boxes, block_groups, offsets, places, scene_groups
 from data_prep.grid import Grid, epsg_code, ground_distance
+from data_prep.options import number
 from data_prep.raster import Rasters, decode_all, environment, open_raster
-from data_prep.raster_layer import Cut, Layer, describe_layer, number, pixel_mask, read_layer
+from data_prep.raster_layer import Cut, Layer, describe_layer, pixel_mask, read_layer
 from data_prep.readers.registry import Request
 from data_prep.records import Record, file_token
 from frontier.errors import UserError

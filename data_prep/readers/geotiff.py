@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from data_prep.raster import RESAMPLING
+from data_prep.options import find_files
+from data_prep.raster import EXTENSIONS, RESAMPLING
 from data_prep.raster_labels import SETTINGS as LABEL_SETTINGS
 from data_prep.raster_labels import Labels, find_labels
-from data_prep.raster_layer import SETTINGS, Cut, disagreement, find_rasters, parse_cut
+from data_prep.raster_layer import SETTINGS, Cut, disagreement, parse_cut
 from data_prep.raster_places import Looked, Place, chip_records, cut_place, describe_places, look
 from data_prep.raster_source import ChipSource
 from data_prep.readers.registry import Reader, Request, Setting
@@ -63,7 +64,7 @@ def look_at_all(request: Request, paths: Sequence[str], cut: Cut) -> tuple[list[
 def open_geotiff(request: Request) -> ChipSource:
     """Look at every scene, cut the good ones, and match the labels. Raises `UserError`, see `Request.settle`."""
     cut = parse_cut(request.settings)
-    paths = find_rasters(request)
+    paths = find_files(request, EXTENSIONS, "GeoTIFFs")
     good, bad = look_at_all(request, paths, cut)
     jobs = [(one.path, (one.layer,), (one.not_numbers,), cut) for one in good if one.layer is not None]
     found = request.map(cut_place, jobs)

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from data_prep.grid import Grid, ground_distance, transformer
-from data_prep.raster_layer import SETTINGS, Layer, find_rasters, number, parse_cut
+from data_prep.options import find_files, number
+from data_prep.raster import EXTENSIONS
+from data_prep.raster_layer import SETTINGS, Layer, parse_cut
 from data_prep.raster_places import Looked, chip_records, cut_place, describe_places
 from data_prep.raster_source import ChipSource
 from data_prep.readers.geotiff import look_at_all
@@ -90,7 +92,7 @@ def open_series(request: Request) -> ChipSource:
         re.compile(settings["place_pattern"])
     except re.error as error:
         raise UserError(f"--set place_pattern={settings['place_pattern']}: {error}") from None
-    paths = find_rasters(request)
+    paths = find_files(request, EXTENSIONS, "GeoTIFFs")
     good, bad = look_at_all(request, paths, cut)
     by_path = {one.path: one for one in good}
     stacks: list[tuple[str, list[Looked]]] = []

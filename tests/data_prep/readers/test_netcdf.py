@@ -11,9 +11,9 @@ import pyproj
 import pytest
 from scipy.io import netcdf_file
 
+from data_prep.cube_source import CubeSource
 from data_prep.plan import PlanOptions
 from data_prep.readers import Request, find_reader
-from data_prep.readers.netcdf import CubeSource
 from data_prep.readers.registry import parse_settings
 from data_prep.writer import write
 from frontier.data.shards import ShardSet
