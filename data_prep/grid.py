@@ -23,7 +23,9 @@ def geo() -> tuple[Any, Any]:
         import rasterio.warp
         import rasterio.windows
     except ImportError as error:
-        raise UserError(f"placing rasters on the ground needs rasterio and pyproj ({error}): install the extra 'geo'") from None
+        raise UserError(
+            f"placing rasters on the ground needs rasterio and pyproj ({error}): install the extra 'geo'"
+        ) from None
     return rasterio, pyproj
 
 

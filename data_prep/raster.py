@@ -237,10 +237,10 @@ def read_grid(
     shrink = (max(1e-9, np.ptp(columns) / target.width), max(1e-9, np.ptp(rows) / target.height))
     # A kernel reaches two pixels of the coarser grid; the mesh bends between its knots.
     margin = [math.ceil(2.5 * max(1.0, factor)) + 2 for factor in shrink]
-    left, right = (max(-margin[0], math.floor(columns.min()) - margin[0]), math.ceil(columns.max()) + margin[0])
-    top, bottom = (max(-margin[1], math.floor(rows.min()) - margin[1]), math.ceil(rows.max()) + margin[1])
-    left, top = max(left, 0), max(top, 0)
-    right, bottom = min(right, source.width), min(bottom, source.height)
+    left, right = math.floor(columns.min()) - margin[0], math.ceil(columns.max()) + margin[0]
+    top, bottom = math.floor(rows.min()) - margin[1], math.ceil(rows.max()) + margin[1]
+    inside = left >= 0 and top >= 0 and right <= source.width and bottom <= source.height
+    left, top, right, bottom = max(left, 0), max(top, 0), min(right, source.width), min(bottom, source.height)
     if right <= left or bottom <= top:
         return np.zeros(shape, dtype), np.zeros(shape, bool)
     values, valid = read_window(dataset, bands, nodata, top, left, bottom - top, right - left)
@@ -254,9 +254,14 @@ def read_grid(
         "resampling": rasterio.enums.Resampling[resampling],
         "tolerance": 0.01,
     }
-    total, weight = np.zeros(shape, work), np.zeros(shape, np.float32)
+    total, weight = np.zeros(shape, work), np.ones(shape, np.float32)
     rasterio.warp.reproject(np.where(valid, values, 0).astype(work), total, **how)
-    rasterio.warp.reproject(valid.astype(np.float32), weight, **how)
+    if not (inside and valid.all()):
+        # Mostly the bands lack the same pixels, and one of them tells for all.
+        parts = valid[:1] if (valid == valid[:1]).all() else valid
+        found = np.zeros((len(parts), *shape[1:]), np.float32)
+        rasterio.warp.reproject(parts.astype(np.float32), found, **how)
+        weight[:] = found
     there = weight >= 0.5
     total = np.divide(total, weight, out=np.zeros_like(total), where=there)
     if dtype.kind in "iu":

@@ -53,8 +53,8 @@ def at(*parts: int) -> int:
 
 def test_dates_are_in_order_and_pixels_untouched(tmp_path: Path) -> None:
     values = {year: pixels(year, (2, 40, 40)) for year in (2005, 1990, 2020)}
-    for year, content in values.items():
-        save_tiff(tmp_path / f"{year}.tif", content)
+    for name, year in (("c", 1990), ("a", 2005), ("b", 2020)):
+        save_tiff(tmp_path / f"{name}_{year}.tif", values[year])
     source = read(tmp_path, size=16)
     found = every(source)
     for row, record in enumerate(source.records):
