@@ -97,6 +97,11 @@ def make_plan(source: Source, options: PlanOptions) -> Plan:
         options.block_km,
         options.gap_km,
     )
+    if "train" not in split_of and not any(listing.splits):
+        raise UserError(
+            f"{source.name}: nothing is left to train on: samples that must stay together make up the whole, and went to "
+            f"{max(split_of)!r}: hold out less, or group by smaller pieces where the reader offers it"
+        )
     order = _order(listing, options)
     sample_bytes = source.sample_bytes
     width = -(-max(len(name) for name in listing.ids) // 64) * 64

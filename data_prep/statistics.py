@@ -226,7 +226,7 @@ def sample_checksums(images: dict[str, np.ndarray]) -> np.ndarray:
     columns = [np.ascontiguousarray(images[name]) for name in sorted(images)]
     count = len(columns[0])
     # One flat run of bytes a column: slices of it cost less than rows of an array.
-    flat = [(memoryview(column.reshape(-1).view(np.uint8)), column[:1].nbytes) for column in columns]
+    flat = [(column.reshape(-1).view(np.uint8).data, column[:1].nbytes) for column in columns]
     out = np.zeros(count, np.uint32)
     for row in range(count):
         value = 0

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.chips import TRANSFORM, decode_chip, rasterio_or_error
 from data_prep.class_folders import PARTIAL, SPLITS, Layout, class_files
 from data_prep.folder import Found
 from data_prep.readers.classification import EUROSAT_CITATION, EUROSAT_IMAGES
 from data_prep.readers.registry import Reader, Request
 from data_prep.records import Record, RecordSource, inputs_digest
 from data_prep.scenes_spectra import S2_BANDS
+from data_prep.small_geotiff import TRANSFORM, decode_chip, rasterio_or_error
 from data_prep.source import ArrayColumn, Band, ImageColumn, Source
 from frontier.errors import UserError
 

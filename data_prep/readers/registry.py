@@ -98,9 +98,12 @@ class Request:
             raise UserError(f"reader {self.reader.name}: {path} not found: {self.reader.expects}")
         return path
 
-    def map(self, function: Callable[[Item], Value], items: Sequence[Item]) -> list[Value]:
-        """[function(item) …] in order, shared over the workers of every rank. `function` is picklable."""
-        return self.team.map(function, items, workers=self.workers)
+    def map(self, function: Callable[[Item], Value], items: Sequence[Item], *, costly: bool = False) -> list[Value]:
+        """[function(item) …] in order, shared over the workers of every rank. `function` is picklable.
+
+        `costly`: an item is a scene or a shard rather than a small file, so that few are worth worker processes.
+        """
+        return self.team.map(function, items, self.workers, costly)
 
     def settle(self, bad: Sequence[tuple[str, str]], total: int, what: str = "files") -> dict[str, Any]:
         """Deal with inputs that cannot be used, given as (path, reason).

@@ -88,7 +88,7 @@ def open_crop_type(request: Request) -> TaskSource:
     splits = [row.split("partition") for row in rows]
     notes = {"tiles": counts(request, tally(splits), PUBLISHED[country], "tiles", binding=False)}
     root = str(table.parent)
-    found = request.map(partial(_look, root, folder, sensors), tiles)
+    found = request.map(partial(_look, root, folder, sensors), tiles, costly=True)
     keep, settled = settle(request, [f"{folder}_{tile:06d}" for tile in tiles], found, "tiles")
     if not keep:
         raise UserError(f"{request.path}: no tile of {country} is left to write")

@@ -24,11 +24,11 @@ import numpy as np
 
 from data_prep import array_input
 from data_prep.array_input import class_numbers, input_column, named_bands, parse_axes, to_sample, unusable
-from data_prep.chips import decode_chip, rasterio_or_error
 from data_prep.folder import SPLIT_NAMES, check_size, picture_column
 from data_prep.images import Probe, decode, load_image, probe_bytes
 from data_prep.readers.registry import Reader, Request, Setting
 from data_prep.records import Record, RecordSource, inputs_digest
+from data_prep.small_geotiff import decode_chip, rasterio_or_error
 from data_prep.source import ImageColumn, Source
 from data_prep.tar_index import Member, list_members, read_member
 from frontier.errors import UserError
@@ -235,7 +235,7 @@ def open_webdataset(request: Request) -> Source:
     request.need()
     check_size(request)
     root, names = _shards(request)
-    shards = request.map(index_shard, [str(root / name) for name in names])
+    shards = request.map(index_shard, [str(root / name) for name in names], costly=True)
     bad = [(name, shard.error) for name, shard in zip(names, shards, strict=True) if shard.error]
     samples = [(name, parts) for name, shard in zip(names, shards, strict=True) for parts in shard.samples]
     if not samples:

@@ -1,0 +1,1 @@
+"""Georeferenced rasters and cubes: opening, places and ground distance, chips, dates, labels."""
