@@ -44,7 +44,8 @@ class Chunks:
 
 
 def find_chunks(dataset: h5py.Dataset) -> Chunks | None:
-    """The chunks of `dataset`, or None where it has to be read through h5py."""
+    """The chunks of `dataset`, or None where it has to be read through h5py. Raises RuntimeError, OSError where HDF5 cannot
+    tell."""
     shape, chunks = dataset.shape, dataset.chunks
     if chunks is None or chunks[1:] != shape[1:] or not shape[0]:
         return None

@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from frontier.data.chunks import Chunks, find_chunks, read_chunk, read_fully
+from frontier.data.chunks import Chunks, damaged, find_chunks, read_chunk, read_fully
 from frontier.errors import UserError
 
 REWRITE = "delete it and run the same `frontier shards write` again"
@@ -81,9 +81,9 @@ class OpenShard:
             dtypes = {name: spec["dtype"] for name, spec in stored.items()} | columns
             offsets = {name: _check_dataset(file, name, shape, dtypes[name], path) for name, shape in wanted.items()}
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._size = os.fstat(self._descriptor).st_size
             if any(offset is not None for offset in offsets.values()):
                 view = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
-                self._size = len(view)
             for name, offset in offsets.items():
                 if offset is None:
                     self.arrays[name] = file[name]
@@ -112,7 +112,11 @@ class OpenShard:
             return
         array = self.arrays[name]
         if not isinstance(array, np.ndarray):
-            self._read_chunked(name, start, stop, out, places)
+            try:
+                self._read_chunked(name, start, stop, out, places)
+            except (OSError, RuntimeError) as error:  # what h5py raises for bytes that it cannot decode
+                self.check_whole()
+                raise damaged(self.path, f"{name!r} cannot be read ({str(error).splitlines()[0]})") from None
             return
         size = array.itemsize * int(np.prod(array.shape[1:]))
         least = LONG_RUN if places is None else LONG_SAMPLE * (stop - start)

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,20 +126,26 @@ class Loader:
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Endless; the caller stops asking. A batch's memory is never written again while somebody holds it."""
         sampler, step = self.sampler, first_step
-        current = self._start(step // sampler.window)
-        while True:
-            window = step // sampler.window
-            ahead = self._ahead(window + 1)
-            for job in current.jobs:
-                job.result()
-            while step // sampler.window == window:
-                ahead = ahead or self._ahead(window + 1)
-                turn = step % sampler.window
-                part = slice(turn * self.local_batch, (turn + 1) * self.local_batch)
-                yield Batch(current.memory.lend(part), torch.from_numpy(current.members[part]), self.first)
-                step += 1
-            current.memory.claimed = False
-            current = ahead or self._start(window + 1)
+        current, ahead = self._start(step // sampler.window), None
+        try:
+            while True:
+                window = step // sampler.window
+                ahead = self._ahead(window + 1)
+                for job in current.jobs:
+                    job.result()
+                while step // sampler.window == window:
+                    ahead = ahead or self._ahead(window + 1)
+                    turn = step % sampler.window
+                    part = slice(turn * self.local_batch, (turn + 1) * self.local_batch)
+                    yield Batch(current.memory.lend(part), torch.from_numpy(current.members[part]), self.first)
+                    step += 1
+                current.memory.claimed = False
+                current, ahead = ahead or self._start(window + 1), None
+        finally:
+            for left in (current, ahead):
+                if left is not None:
+                    wait([job for job in left.jobs if not job.cancel()])
+                    left.memory.claimed = False
 
     def close(self) -> None:
         """End the reader threads; a read that has begun is finished first."""
