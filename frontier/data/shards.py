@@ -108,9 +108,10 @@ class ShardSet:
             out = self._result(column, stop - start, out)
         elif out is None or len(places) != stop - start:
             raise ValueError("places need out, and one place a sample")
-        elif len(places) and not (places.min() >= 0 and places.max() < len(out)):
-            raise IndexError(f"places {places.min()} to {places.max()} of {len(out)}")
         else:
+            rows = places.tolist()  # the least of few is found faster in a list
+            if rows and not (min(rows) >= 0 and max(rows) < len(out)):
+                raise IndexError(f"places {min(rows)} to {max(rows)} of {len(out)}")
             self._result(column, len(out), out)
         first = int(np.searchsorted(self.shard_starts, start, side="right")) - 1
         done = start
