@@ -32,18 +32,25 @@ class Reader:
     why: str = ""
 
 
-def ours(folder: Path, batch: int, workers: int) -> Start:
+def ours(folder: Path, batch: int, workers: int, window: int | None = None) -> Start:
+    """The trainer's loader with its default plan; `window` batches mixed instead, so that slow layouts deliver often."""
     shards = ShardSet(folder)
     shape, dtype = shards.describe("image")
-    sampler = Sampler.plan(len(shards), batch, 0, int(np.prod(shape)) * dtype.itemsize, None, None)
+    sampler = Sampler.plan(len(shards), batch, 0, int(np.prod(shape)) * dtype.itemsize, None, window)
     loader = Loader(shards, "image", sampler, 0, 1, workers)
     first = 0
 
     def start() -> Iterator[Any]:
         nonlocal first
         first += sampler.window  # other samples than the turn before
-        for item in loader.batches(first):
-            yield item.images
+        batches = loader.batches(first)
+        try:
+            for item in batches:
+                yield item.images
+        finally:
+            batches.close()
+            if window is None:
+                shards.close()  # a page that is mapped cannot be dropped from the cache
 
     return start
 
@@ -83,8 +90,12 @@ def orders(count: int, batch: int) -> Iterator[np.ndarray]:
 
 
 def memmap(file: Path, batch: int) -> Start:
-    values = np.load(file, mmap_mode="r", allow_pickle=False)
-    return lambda: (values[chosen] for chosen in orders(len(values), batch))
+    def start() -> Iterator[Any]:
+        values = np.load(file, mmap_mode="r", allow_pickle=False)
+        for chosen in orders(len(values), batch):
+            yield values[chosen]
+
+    return start
 
 
 def one_file_each(folder: Path, batch: int, like: np.ndarray, jpeg: bool) -> Start:
@@ -107,7 +118,7 @@ def one_file_each(folder: Path, batch: int, like: np.ndarray, jpeg: bool) -> Sta
 def naive_h5py(folder: Path, batch: int, like: np.ndarray) -> Start:
     import h5py
 
-    datasets = [h5py.File(file, "r")["image"] for file in sorted(folder.glob("*.h5"))]
+    datasets = [h5py.File(file, "r", locking=False)["image"] for file in sorted(folder.glob("*.h5"))]
     ends = np.cumsum([len(dataset) for dataset in datasets])
 
     def read(index: int) -> np.ndarray:
@@ -147,14 +158,14 @@ def litdata(folder: Path, batch: int, like: np.ndarray, workers: int) -> Start:
     def samples() -> Iterator[np.ndarray]:
         epoch = 0
         while True:
-            data = StreamingDataset(str(folder), shuffle=True, drop_last=False, seed=epoch, max_cache_size="20GB")
+            data = StreamingDataset(str(folder), shuffle=True, drop_last=False, seed=epoch, max_cache_size="30GB")
             yield from data
             epoch += 1
 
     def start() -> Iterator[Any]:
         if not workers:
             return sets.collated(samples(), batch, like)
-        data = StreamingDataset(str(folder), shuffle=True, drop_last=False, max_cache_size="20GB")
+        data = StreamingDataset(str(folder), shuffle=True, drop_last=False, max_cache_size="30GB")
         loader = StreamingDataLoader(data, batch_size=batch, num_workers=workers, collate_fn=np.stack)
         return (item for _ in iter(int, 1) for item in loader)
 

@@ -62,14 +62,17 @@ def once(folder: Path, write: Callable[[Path], None]) -> Path:
 
 
 def write_shards(folder: Path, values: np.ndarray, **layout: Any) -> None:
-    """A shard directory as `frontier shards write` makes it, in any HDF5 layout."""
+    """A shard directory as `frontier shards write` makes it, in any HDF5 layout; `chunks` in samples."""
     per_shard = max(1, PER_SHARD_BYTES // values[0].nbytes)
     shards = []
     for index, start in enumerate(range(0, len(values), per_shard)):
         file, part = folder / f"train-{index:05d}.h5", values[start : start + per_shard]
         version = {"libver": ("v110", "v110"), "alignment_threshold": 4096, "alignment_interval": 4096}
         with h5py.File(file, "w", **version) as opened:
-            opened.create_dataset("image", data=part, track_times=False, **layout)
+            how = dict(layout)
+            if "chunks" in how:
+                how["chunks"] = (min(how["chunks"], len(part)), *values.shape[1:])
+            opened.create_dataset("image", data=part, track_times=False, **how)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         size = file.stat().st_size
         shards.append({"file": file.name, "split": "train", "samples": len(part), "bytes": size, "sha256": digest})
