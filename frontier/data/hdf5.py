@@ -190,7 +190,8 @@ class OpenShard:
             raise UserError(f"shard {self.path}: truncated while it was in use: {REWRITE}")
 
     def __del__(self) -> None:
-        self.close()
+        if os is not None:  # at the end of the interpreter, when modules are gone, files close by themselves
+            self.close()
 
     def close(self) -> None:
         """Let go of the file; arrays already copied out stay valid."""
