@@ -30,10 +30,15 @@ class Reader:
     folder: Path | None
     processes: bool = False
     why: str = ""
+    cold: Start | None = None
+    """How it starts in turns before which its files' pages are dropped, where that is not `start`."""
 
 
-def ours(folder: Path, batch: int, workers: int, window: int | None = None) -> Start:
-    """The trainer's loader with its default plan; `window` batches mixed instead, so that slow layouts deliver often."""
+def ours(folder: Path, batch: int, workers: int, window: int | None = None, release: bool = False) -> Start:
+    """The trainer's loader with its default plan; `window` batches mixed instead, so that slow layouts deliver often.
+
+    `release`: close the files after a turn, for a page that is mapped cannot be dropped from the cache.
+    """
     shards = ShardSet(folder)
     shape, dtype = shards.describe("image")
     sampler = Sampler.plan(len(shards), batch, 0, int(np.prod(shape)) * dtype.itemsize, None, window)
@@ -49,8 +54,8 @@ def ours(folder: Path, batch: int, workers: int, window: int | None = None) -> S
                 yield item.images
         finally:
             batches.close()
-            if window is None:
-                shards.close()  # a page that is mapped cannot be dropped from the cache
+            if release:
+                shards.close()
 
     return start
 
@@ -201,8 +206,15 @@ def all_readers(work: Path, values: np.ndarray, batch: int) -> list[Reader]:
     found = [
         Reader("plain reads in order, one batch of memory (the limit)", plain(shards, batch, batch), shards),
         Reader("plain reads in order, memory for a window", plain(shards, batch, window), shards),
-        Reader("frontier, 1 thread", ours(shards, batch, 1), shards),
-        Reader("frontier, 2 threads", ours(shards, batch, 2), shards),
+        *(
+            Reader(
+                f"frontier, {n} thread{'s' * (n > 1)}",
+                ours(shards, batch, n),
+                shards,
+                cold=ours(shards, batch, n, release=True),
+            )
+            for n in (1, 2)
+        ),
         Reader("numpy memmap, random samples", memmap(array / "x.npy", batch), array),
         Reader("one .npy file a sample", one_file_each(files, batch, like, False), files),
     ]

@@ -71,8 +71,9 @@ def options() -> argparse.Namespace:
 
 def turn(reader: readers.Reader, seconds: float, most: int | None = None) -> float:
     """samples/s of one turn, of `seconds` or `most` samples."""
-    assert reader.start is not None
-    batches = reader.start()
+    start = reader.cold if most and reader.cold else reader.start
+    assert start is not None
+    batches = start()
     done = 0
     if reader.processes:
         next(batches)
