@@ -64,7 +64,17 @@ class DataConfig(Section):
     mean: list[float] | None = None
     std: list[float] | None = None
     """Per band, in stored units; default: from the manifest."""
+    stage: str = ""
+    """Node-local folder, such as /mnt/bb/$USER, to which each node copies the split's shards before training."""
+    stage_gib: float | None = Field(None, gt=0)
+    """At most so much a node: the first shards that fit are copied, the others read from `shards`; default: all."""
     augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="after")
+    def _staged(self) -> DataConfig:
+        if self.stage_gib is not None and not self.stage:
+            raise ValueError("data.stage_gib has no effect without data.stage: leave it out")
+        return self
 
 
 class ParallelConfig(Section):

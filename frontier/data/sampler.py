@@ -51,14 +51,45 @@ class Block:
     members: np.ndarray
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """The n blocks of a window that a rank owns, in stream order, as arrays: what `Block` says of one.
+
+    Attributes: `epochs` [n], `starts` [n], `orders` [n, B], `members` [n, B, 2], all int64.
+    """
+
+    epochs: np.ndarray
+    starts: np.ndarray
+    orders: np.ndarray
+    members: np.ndarray
+
+
 @lru_cache(maxsize=4)
-def _epoch(seed: int, epoch: int, samples: int) -> tuple[int, np.ndarray]:
-    """Where the circle is cut in this epoch, and the keys of the order of its blocks."""
+def _epoch(seed: int, epoch: int, samples: int) -> tuple[int, np.ndarray, np.ndarray]:
+    """Where the circle is cut in this epoch, the keys of the order of its blocks, and two of the order inside them."""
     random = _generator(seed, 1, epoch)
-    return int(random.integers(samples)), random.integers(2**64, size=_ROUNDS, dtype=np.uint64)
+    cut, keys = int(random.integers(samples)), random.integers(2**64, size=_ROUNDS + 2, dtype=np.uint64)
+    return cut, keys[:_ROUNDS], keys[_ROUNDS:]
 
 
 _ROUNDS = 6
+
+
+def _scrambled(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64, a bijection of uint64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def inner_orders(indices: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
+    """[n, size] a permutation of 0 ... size - 1 for each of n blocks: the order of hashes of (block, position).
+
+    A generator a block would cost more than copying a block of small images.
+    """
+    block = _scrambled(indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + keys[:1])
+    hashes = _scrambled(block[:, None] + np.arange(1, size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    return np.argsort(_scrambled(hashes ^ keys[1]), axis=1, kind="stable")
 
 
 def shuffled(positions: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
@@ -75,10 +106,7 @@ def shuffled(positions: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
     while outside.any():
         left, right = result[outside] >> half, result[outside] & low
         for key in keys:
-            x = right + key
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            left, right = right, left ^ ((x ^ (x >> np.uint64(31))) & low)
+            left, right = right, left ^ (_scrambled(right + key) & low)
         result[outside] = (left << half) | right
         outside = result >= n
     return result.astype(np.int64)
@@ -154,23 +182,32 @@ class Sampler:
                 f"train.global_batch a multiple of {ranks * self.per_block} or set data.window={self.block}"
             )
 
-    def blocks(self, window: int, rank: int = 0, ranks: int = 1) -> list[Block]:
+    def window_blocks(self, window: int, rank: int = 0, ranks: int = 1) -> Blocks:
         """The blocks of a window that a rank owns, in stream order."""
         own = self.blocks_per_window // ranks
         first = window * self.blocks_per_window + rank * own
         epochs, places = np.divmod(np.arange(first, first + own), self.blocks_per_epoch)
-        result: list[Block] = []
+        starts, orders = np.empty(own, np.int64), np.empty((own, self.block), np.int64)
         for epoch in (int(e) for e in np.unique(epochs)):
-            cut, keys = _epoch(self.seed, epoch, self.samples)
-            indices = shuffled(places[epochs == epoch], self.blocks_per_epoch, keys)
-            result += (self._block(epoch, cut, int(index)) for index in indices)
-        return result
+            chosen = epochs == epoch
+            cut, keys, inner = _epoch(self.seed, epoch, self.samples)
+            indices = shuffled(places[chosen], self.blocks_per_epoch, keys)
+            starts[chosen] = (cut + indices * self.block) % self.samples
+            orders[chosen] = inner_orders(indices, self.block, inner)
+        members = np.empty((own, self.block, 2), np.int64)
+        members[..., 0] = epochs[:, None]
+        members[..., 1] = (starts[:, None] + orders) % self.samples
+        return Blocks(epochs, starts, orders, members)
 
-    def _block(self, epoch: int, cut: int, index: int) -> Block:
-        start = (cut + index * self.block) % self.samples
-        inner = _generator(self.seed, 2, epoch, index).permutation(self.block)
-        members = np.stack([np.full_like(inner, epoch), (start + inner) % self.samples], axis=1)
-        return Block(epoch, start, inner, members)
+    def blocks(self, window: int, rank: int = 0, ranks: int = 1) -> list[Block]:
+        """The same, one by one."""
+        found = self.window_blocks(window, rank, ranks)
+        return [
+            Block(int(epoch), int(start), order, members)
+            for epoch, start, order, members in zip(
+                found.epochs, found.starts, found.orders, found.members, strict=True
+            )
+        ]
 
     def turn(self, step: int) -> slice:
         """Where in each block's order the samples of a step lie."""

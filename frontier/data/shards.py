@@ -12,7 +12,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ class ShardSet:
         self.classes: list[str] = list(self.manifest["classes"])
         self.image_columns: list[str] = list(self.manifest["images"])
         self._stored = stored_arrays(self.manifest)
+        scalars = {name: {"shape": [], "axes": "", "dtype": dtype} for name, dtype in self.manifest["columns"].items()}
+        self._specs: dict[str, dict[str, Any]] = scalars | self._stored
         self.fingerprint: str = self.manifest["fingerprint"]
         by_file = {shard["file"]: shard for shard in self.manifest["shards"]}
         self._shards = [by_file[file] for file in self.manifest["splits"][split]["shards"]]
@@ -61,6 +63,7 @@ class ShardSet:
         )
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._limit = max(1, open_shards)
+        self._copies: dict[str, Path] = {}
         self._columns: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
         _live.add(self)
@@ -84,16 +87,32 @@ class ShardSet:
         self._lock = threading.Lock()
         _live.add(self)
 
-    def read(self, column: str, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Samples `start` to `stop - 1` of an input or array column, in global order: [stop - start, *shape].
+    def read(
+        self,
+        column: str,
+        start: int,
+        stop: int,
+        out: np.ndarray | None = None,
+        places: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Samples `start` to `stop - 1` of an input, array or per-sample column, in global order: [stop - start, *shape].
 
-        Copies into `out` (same shape and dtype, e.g. pinned memory) where given. Raises `IndexError` where
-        the range leaves the split, `UserError` where the column is not there.
+        Copies into `out` (same shape and dtype) where given; with `places` [stop - start] int64, sample `start + i` goes
+        to `out[places[i]]` and the rest of `out` stays. Raises `IndexError` where the range leaves the split,
+        `UserError` where the column is not there.
         """
         self._spec(column)
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"samples {start}:{stop} of a split of {len(self)}")
-        out = self._result(column, stop - start, out)
+        if places is None:
+            out = self._result(column, stop - start, out)
+        elif out is None or len(places) != stop - start:
+            raise ValueError("places need out, and one place a sample")
+        else:
+            rows = places.tolist()  # the least of few is found faster in a list
+            if rows and not (min(rows) >= 0 and max(rows) < len(out)):
+                raise IndexError(f"places {min(rows)} to {max(rows)} of {len(out)}")
+            self._result(column, len(out), out)
         first = int(np.searchsorted(self.shard_starts, start, side="right")) - 1
         done = start
         for index in range(first, len(self._shards)):
@@ -101,7 +120,11 @@ class ShardSet:
                 break
             base = int(self.shard_starts[index])
             end = min(stop, int(self.shard_starts[index + 1]))
-            self._shard(index).read_into(column, done - base, end - base, out[done - start : end - start])
+            part = slice(done - start, end - start)
+            if places is None:
+                self._shard(index).read_into(column, done - base, end - base, out[part])
+            else:
+                self._shard(index).read_into(column, done - base, end - base, out, places[part])
             done = end
         return out
 
@@ -161,22 +184,38 @@ class ShardSet:
         std = np.asarray(found["std"], np.float32)
         return np.asarray(found["mean"], np.float32), np.where(std > 0, std, np.float32(1))
 
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """The manifest's records of the split's shards, in order: file, samples, bytes, sha256."""
+        return list(self._shards)
+
+    def use_copies(self, paths: Mapping[str, Path]) -> None:
+        """From now on read these shards (by file) from other places, such as a node's own disk, as long as that works."""
+        with self._lock:
+            self._copies = dict(paths)
+            self._open.clear()
+
     def close(self) -> None:
         """Close every open shard; the next read opens again."""
         with self._lock:
             while self._open:
                 self._open.popitem()[1].close()
 
+    def describe(self, column: str) -> tuple[tuple[int, ...], np.dtype]:
+        """(shape of one sample, dtype) of any column. Raises `UserError` where there is none of that name."""
+        spec = self._spec(column)
+        return tuple(spec["shape"]), np.dtype(spec["dtype"])
+
     def _spec(self, column: str) -> dict[str, Any]:
         try:
-            return self._stored[column]
+            return self._specs[column]
         except KeyError:
             raise UserError(
                 f"shards {self.path}: no image column {column!r}: {nearest(column, self._stored)}"
             ) from None
 
     def _result(self, column: str, count: int, out: np.ndarray | None) -> np.ndarray:
-        spec = self._stored[column]
+        spec = self._specs[column]
         shape, dtype = (count, *spec["shape"]), np.dtype(spec["dtype"])
         if out is None:
             return np.empty(shape, dtype)
@@ -190,15 +229,25 @@ class ShardSet:
             if found is not None:
                 self._open.move_to_end(index)
                 return found
-            entry = self._shards[index]
-            path = self.path / entry["file"]
-            check_size(path, entry["bytes"])
-            opened = OpenShard(path, entry["samples"], self._stored, self.manifest["columns"])
+            opened = self._opened(self._shards[index])
             self._open[index] = opened
             # Dropped, not closed: another thread may still be copying from it.
             while len(self._open) > self._limit:
                 self._open.popitem(last=False)
             return opened
+
+    def _opened(self, entry: dict[str, Any]) -> OpenShard:
+        """The shard, from its node-local copy where that can be read, else from where it was written."""
+        for path in (self._copies.get(entry["file"]), self.path / entry["file"]):
+            try:
+                if path is not None:
+                    check_size(path, entry["bytes"])
+                    return OpenShard(path, entry["samples"], self._stored, self.manifest["columns"])
+            except UserError:
+                if path == self.path / entry["file"]:
+                    raise
+                del self._copies[entry["file"]]
+        raise AssertionError("not reached: the origin is opened or raises")
 
 
 def _after_fork() -> None:

@@ -3,21 +3,113 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from frontier.config.schema import AugmentConfig
 from frontier.data.random import stream_keys, uniform
+from frontier.data.shards import ShardSet
 
 SYMMETRY_STREAM, CROP_STREAM, MASK_STREAM = 11, 12, 13
 
 
-def normalise(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """(images - mean) / std per band. images [B, C, H, W] in stored units of any type; mean, std [C]. float32."""
-    if images.dtype == torch.uint16:
-        images = images.to(torch.int32)
-    return (images.to(torch.float32) - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+def normalise(
+    values: torch.Tensor,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    axes: str = "CHW",
+    *,
+    nodata: float | None = None,
+    mask: torch.Tensor | None = None,
+    mask_axes: str = "",
+) -> torch.Tensor:
+    """(values - mean) / std per band, float32; 0, the mean of what is there, where the value is missing.
+
+    values [B, *axes] in stored units of any real type, axes such as CHW, TCHW or TC with one C; mean, std [C] in stored
+    units, so that the column's scale and offset cancel. Missing is what equals `nodata`, is not finite, or is marked 0 by
+    `mask` [B, *mask_axes], whose axes are among `axes` in the same order. These are also left out of the statistics.
+    """
+    if values.dtype in (torch.uint16, torch.uint32):  # few operators know these
+        values = values.to(torch.int32 if values.dtype == torch.uint16 else torch.int64)
+    by_band = [-1 if axis == "C" else 1 for axis in axes]
+    out = (values.to(torch.float32) - mean.view(by_band)) / std.view(by_band)
+    there = torch.isfinite(values) if values.dtype.is_floating_point else None
+    if nodata is not None and _representable(nodata, values.dtype):
+        marked = values != (nodata if values.dtype.is_floating_point else int(nodata))
+        there = marked if there is None else there & marked
+    if mask is not None:
+        sizes = iter(mask.shape[1:])
+        marked = mask.view(len(mask), *(next(sizes) if axis in mask_axes else 1 for axis in axes)) != 0
+        there = marked if there is None else there & marked
+    return out if there is None else torch.where(there, out, 0.0)
+
+
+def _representable(value: float, dtype: torch.dtype) -> bool:
+    """Whether a stored value of `dtype` can equal `value`."""
+    if dtype.is_floating_point:
+        return not math.isnan(value)
+    limits = torch.iinfo(dtype)
+    return value == int(value) and limits.min <= value <= limits.max if math.isfinite(value) else False
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """How one input column becomes numbers for a model: `normalise` with what the manifest says of the column."""
+
+    column: str
+    mean: torch.Tensor
+    std: torch.Tensor
+    axes: str
+    nodata: float | None
+    mask: str | None
+    mask_axes: str
+
+    @classmethod
+    def of(
+        cls,
+        shards: ShardSet,
+        column: str,
+        device: torch.device | str = "cpu",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> Normaliser:
+        """For an input of `shards`, by the statistics of its manifest where `mean` or `std` is not given.
+
+        Raises `UserError` where there is no such input or it has no statistics.
+        """
+        if mean is None or std is None:
+            found = shards.statistics(column)
+            mean, std = (
+                given if given is not None else own.tolist() for given, own in zip((mean, std), found, strict=True)
+            )
+        spec = shards.manifest["images"][column]
+        mask = spec["mask"]
+        return cls(
+            column,
+            torch.tensor(mean, dtype=torch.float32, device=device),
+            torch.tensor(std, dtype=torch.float32, device=device),
+            spec["axes"],
+            spec["nodata"],
+            mask,
+            "" if mask is None else shards.manifest["arrays"][mask]["axes"],
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What a batch must hold for this input: itself and its mask."""
+        return (self.column,) if self.mask is None else (self.column, self.mask)
+
+    def __call__(self, columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """[B, *axes] float32, on the device of the statistics, from the stored columns of a batch."""
+        device = self.mean.device
+        values = columns[self.column].to(device, non_blocking=True)
+        mask = None if self.mask is None else columns[self.mask].to(device, non_blocking=True)
+        return normalise(
+            values, self.mean, self.std, self.axes, nodata=self.nodata, mask=mask, mask_axes=self.mask_axes
+        )
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:

@@ -69,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
     from frontier.config.load import load_config
     from frontier.config.schema import ZERO
+    from frontier.data.stage import stage_root
     from frontier.parallel.zero import check_installed
     from frontier.train.at_scale import Started, at_scale
     from frontier.train.plan import resolve
@@ -85,6 +86,8 @@ def main(argv: Sequence[str]) -> int:
         plan = resolve(config, world, check_shards=ranks.is_main and not args.nodes, samples=args.samples)
         if config.parallel.strategy in ZERO and not args.dry_run:
             check_installed()
+        if config.data.stage and not args.dry_run:
+            stage_root(config.data.stage)
     except UserError:
         if ranks.local_rank == 0:
             raise

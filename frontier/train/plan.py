@@ -104,6 +104,11 @@ def resolve(config: Config, world_size: int, check_shards: bool = True, samples:
             f"data.column '{column}' is not in {config.data.shards}: it has {', '.join(shards.image_columns)}"
         )
     info = shards.manifest["images"][column]
+    if info["axes"] != "CHW":
+        raise UserError(
+            f"data.column '{column}' of {config.data.shards} has axes {info['axes']}, model.family={config.model.family} takes "
+            f"CHW: choose among {', '.join(n for n, i in shards.manifest['images'].items() if i['axes'] == 'CHW') or 'other shards'}"
+        )
     channels, height, width = info["shape"]
     image_size = config.data.image_size or height
     if height != width:

@@ -15,8 +15,9 @@ import yaml
 from torch import Tensor
 
 from frontier.config.schema import ZERO
-from frontier.data.loader import Batch, Loader
-from frontier.data.transforms import augment, normalise, resize
+from frontier.data.loader import Batch, Loader, Supply
+from frontier.data.stage import stage_root
+from frontier.data.transforms import Normaliser, augment, resize
 from frontier.errors import EXIT_OK, EXIT_REQUEUE, RankError, UserError
 from frontier.launch.doctor import examine, lines
 from frontier.launch.ranks import Ranks
@@ -27,6 +28,7 @@ from frontier.train.guards import Guard
 from frontier.train.metrics import Console, MetricsLog, device_name, memory_gib, peak_tflops, write_start
 from frontier.train.plan import RunPlan
 from frontier.train.preemption import StopFlag
+from frontier.train.staging import stage_on_every_node
 from frontier.train.timing import StepClock
 
 
@@ -44,10 +46,10 @@ class StepResult:
     parts: dict[str, float]
 
 
-def prepare(plan: RunPlan, batch: Batch, device: torch.device, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+def prepare(plan: RunPlan, batch: Batch, device: torch.device, normaliser: Normaliser) -> tuple[Tensor, Tensor]:
     """Stored integers -> (images [B, C, S, S] float32 normalised and augmented, members [B, 2]), on the device."""
     members = batch.members.to(device, non_blocking=True)
-    images = normalise(batch.images.to(device, non_blocking=True), mean, std)
+    images = normaliser(batch.columns)
     images = augment(images, members, plan.config.data.augment, plan.config.run.seed)
     return resize(images, plan.config.data.image_size or images.shape[-1]), members
 
@@ -59,9 +61,7 @@ class Stepper:
         self.plan, self.ranks, self.device = plan, ranks, device
         self.engine = build_engine(plan, device)
         config = plan.config
-        assert config.data.mean and config.data.std
-        self.mean = torch.tensor(config.data.mean, device=device)
-        self.std = torch.tensor(config.data.std, device=device)
+        self.normaliser = Normaliser.of(plan.shards, config.data.column, device, config.data.mean, config.data.std)
         self.clock = StepClock(device)
 
     def step(self, batches: Any, lr: float, limits: tuple[float, float], stop: bool, save_failed: bool) -> StepResult:
@@ -73,7 +73,7 @@ class Stepper:
         except UserError as error:
             raise RankError(f"rank {self.ranks.rank}: {error}") from None
         clock.mark("data_s")
-        images, members = prepare(plan, batch, self.device, self.mean, self.std)
+        images, members = prepare(plan, batch, self.device, self.normaliser)
         sums: dict[str, Tensor] = {}
         micro, times = plan.batch.micro_batch, plan.batch.accumulation
         for turn in range(times):
@@ -189,9 +189,13 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
         for line in passed_over:
             console.say(f"passed over: {line}")
         console.say("\n".join([_banner(plan, ranks, facts), *(lines(facts["doctor"]) if config.run.doctor else [])]))
+    if config.data.stage:
+        limit = None if config.data.stage_gib is None else int(config.data.stage_gib * 2**30)
+        root, timeout = stage_root(config.data.stage), config.parallel.timeout_s
+        stage_on_every_node(plan.shards, root, limit, ranks, device, timeout, console.say if ranks.is_main else _warn)
     loader = Loader(
         plan.shards,
-        config.data.column,
+        stepper.normaliser.columns,
         plan.sampler,
         plan.dims.data_rank(ranks.rank),
         plan.dims.data_ranks,
@@ -214,11 +218,12 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
             stopped = result.stop
             result.parts["checkpoint_s"] = held
             for line in comparison.step(step, result.parts["data_s"]):
-                print(line, file=sys.stderr, flush=True)  # by the rank that it is about
+                _warn(line)
             now = time.perf_counter()
             if log is not None:
                 row = _row(plan, step, guard, result, lr, now - before, facts, device, start)
                 row["checkpoint_write_s"] = checkpoints.written()
+                row["data_supply_ratio"] = supply_ratio(loader.supply(), plan.batch.local_batch, row)
                 log.write(row)
                 console.step(row)
             before = now
@@ -247,8 +252,24 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
     return EXIT_REQUEUE if stopped and step < plan.steps else EXIT_OK
 
 
+def _warn(text: str) -> None:
+    """Said by the rank that it is about."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def supply_ratio(supply: Supply, local_batch: int, row: dict[str, Any]) -> float | None:
+    """Samples a second that this rank's reader threads give, over those that its model takes where it need not wait.
+
+    Above 1 the data keep up. The first is measured from the threads' own work since the start; the second from this step
+    without its wait for data and checkpoint. None before anything was read.
+    """
+    working = row["step_s"] - row["data_s"] - row["checkpoint_s"]
+    given = supply.samples_per_s
+    return given * working / local_batch if given is not None and working > 0 else None
 
 
 def _row(

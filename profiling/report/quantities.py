@@ -108,6 +108,14 @@ def quantities(run: Run) -> list[Quantity]:
             MEASURED,
             "images over seconds, first to last logged step of every start",
         ),
+        Quantity(
+            "data_supply_ratio_median",
+            "Data supply over demand",
+            _finite(spread(run.columns["data_supply_ratio"][keep]).median),
+            "",
+            MEASURED,
+            "samples/s that rank 0's readers give over those that its model takes when it need not wait; above 1 the data keep up",
+        ),
     ]
     for part, found in step_time(run, keep).items():
         label = "Step time" if part == "step" else f"Step time, {part}"

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from frontier.config.schema import AugmentConfig
 from frontier.data.random import stream_keys, uniform
-from frontier.data.transforms import apply_symmetry, augment, mask_noise, normalise, random_resized_crop, resize
+from frontier.data.shards import ShardSet
+from frontier.data.transforms import (
+    Normaliser,
+    apply_symmetry,
+    augment,
+    mask_noise,
+    normalise,
+    random_resized_crop,
+    resize,
+)
+from tests.data.sets import write_set
 
 
 def members(n: int, epoch: int = 0) -> torch.Tensor:
@@ -92,6 +104,71 @@ def test_normalise(dtype: torch.dtype) -> None:
     out = normalise(stored, torch.tensor([150.0, 8.0]), torch.tensor([50.0, 2.0]))
     assert out.tolist() == [[[[-1.0, 1.0]], [[-0.5, 0.5]]]]
     assert out.dtype == torch.float32
+
+
+AXES = {"CHW": "HW", "TCHW": "T", "TC": "TC", "HWC": "", "C": "C"}
+
+
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+@pytest.mark.parametrize("nodata", [None, 7.0, -9999.0, float("nan")])
+def test_normalise_any_axes_with_what_is_missing(axes: str, dtype: str, nodata: float | None) -> None:
+    """Against numpy in float64 and in physical units: scale and offset cancel, what is missing becomes 0."""
+    random = np.random.default_rng(0)
+    sizes = {"C": 3, "T": 4, "H": 5, "W": 6}
+    stored = random.integers(0, 20, (2, *(sizes[a] for a in axes))).astype(dtype)
+    if dtype == "float32":
+        stored.flat[::11] = [np.nan, np.inf, -9999.0][int(random.integers(3))]
+    mask_axes = AXES[axes]
+    mask = random.integers(0, 2, (2, *(sizes[a] for a in mask_axes))).astype(np.uint8)
+    mean, std, scale, offset = np.array([3.0, 5.0, 9.0]), np.array([1.0, 2.0, 4.0]), 1e-4, -0.1
+
+    by_band = [3 if a == "C" else 1 for a in axes]
+    with np.errstate(invalid="ignore"):
+        physical = stored.astype(np.float64) * scale + offset
+        expected = (physical - (mean * scale + offset).reshape(by_band)) / (std * scale).reshape(by_band)
+    missing = ~np.isfinite(stored.astype(np.float64))
+    if nodata is not None:
+        missing |= stored.astype(np.float64) == nodata
+    spread = mask.reshape(2, *(sizes[a] if a in mask_axes else 1 for a in axes))
+    missing = missing | (spread == 0)
+    expected = np.where(missing, 0.0, expected)
+
+    out = normalise(
+        torch.from_numpy(stored),
+        torch.from_numpy(mean).float(),
+        torch.from_numpy(std).float(),
+        axes,
+        nodata=nodata,
+        mask=torch.from_numpy(mask),
+        mask_axes=mask_axes,
+    )
+    assert out.dtype == torch.float32
+    np.testing.assert_allclose(out.numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_normaliser_of_a_column(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    series = random.integers(0, 99, (6, 4, 2), dtype=np.int16)
+    mask = random.integers(0, 2, (6, 4), dtype=np.uint8)
+    path = write_set(
+        tmp_path / "s",
+        {"series": (series, "TC")},
+        arrays={"there": (mask, "T")},
+        masks={"series": "there"},
+        nodata={"series": 50},
+        statistics={"series": {"mean": [10.0, 20.0], "std": [2.0, 0.0]}},
+    )
+    shards = ShardSet(path)
+    normaliser = Normaliser.of(shards, "series")
+    assert normaliser.columns == ("series", "there")
+    out = normaliser({name: torch.from_numpy(shards.read(name, 0, 6)) for name in normaliser.columns})
+    expected = (series - np.array([10.0, 20.0])) / np.array([2.0, 1.0])  # a band that never varies has std 1
+    expected[mask == 0] = 0
+    expected[series == 50] = 0
+    np.testing.assert_allclose(out.numpy(), expected, rtol=1e-6)
+    given = Normaliser.of(shards, "series", mean=[0.0, 0.0], std=[1.0, 1.0])
+    assert given.mean.tolist() == [0.0, 0.0]
 
 
 def test_resize_keeps_constants() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from frontier.data.sampler import Sampler, default_block, shuffled
+from frontier.data.sampler import Sampler, default_block, inner_orders, shuffled
 from frontier.errors import UserError
 
 
@@ -106,6 +106,22 @@ def test_the_shuffle_is_even() -> None:
     freedom = (n - 1) ** 2
     assert abs(chi2 - freedom) < 5 * (2 * freedom) ** 0.5
     assert together / draws == pytest.approx(2 * (n - 1) / n, rel=0.05)
+
+
+def test_the_order_inside_blocks_is_even() -> None:
+    """Over many blocks every position comes at every place equally often, and neighbouring blocks have unlike orders."""
+    n, draws = 16, 8000
+    keys = np.random.default_rng(5).integers(2**64, size=2, dtype=np.uint64)
+    orders = inner_orders(np.arange(draws), n, keys)
+    assert (np.sort(orders, 1) == np.arange(n)).all()
+    counts = np.zeros((n, n))
+    for place in range(n):
+        np.add.at(counts[place], orders[:, place], 1)
+    chi2 = ((counts - draws / n) ** 2 / (draws / n)).sum()
+    freedom = (n - 1) ** 2
+    assert abs(chi2 - freedom) < 5 * (2 * freedom) ** 0.5
+    assert (orders[1:] == orders[:-1]).mean() == pytest.approx(1 / n, rel=0.05)
+    assert not np.array_equal(orders, inner_orders(np.arange(draws), n, keys + np.uint64(1)))
 
 
 def test_a_billion_samples_take_no_memory() -> None:

@@ -102,6 +102,7 @@ def test_figures_equal_those_computed_by_hand(reported: Path) -> None:
     assert found["train_h"] == pytest.approx(3 * 19 * 0.6 / 3600)
     assert found["device_h"] == pytest.approx(3 * 19 * 0.6 * runs.WORLD / 3600)
     assert found["images_per_s_overall"] == pytest.approx(runs.GLOBAL_BATCH / 0.6)
+    assert found["data_supply_ratio_median"] == pytest.approx(3.01)
     assert found["parameters"] == 1_234_567
     assert found["skipped_steps"] == found["not_finite_losses"] == 2
     assert found["probe_accuracy_pct"] == pytest.approx(80)

@@ -63,10 +63,10 @@ def test_counts_are_those_of_a_real_run(toy: Path, tmp_path: Path) -> None:
         seen: set[int] = set()
         real = plan.shards.read
 
-        def read(column: str, start: int, stop: int, real=real, seen=seen) -> np.ndarray:
+        def read(column: str, start: int, stop: int, *into: np.ndarray, real=real, seen=seen) -> np.ndarray:
             starts = plan.shards.shard_starts
             seen.update(int(np.searchsorted(starts, i, side="right")) for i in range(start, stop))
-            return real(column, start, stop)
+            return real(column, start, stop, *into)
 
         plan.shards.read = read  # type: ignore[method-assign]
         loader = Loader(plan.shards, "image", plan.sampler, rank, 4, workers=0)
