@@ -113,6 +113,10 @@ def _check_images(shards: ShardSet, column: str, data: dict[str, Any], resize: b
     if column not in shards.image_columns:
         known = " or ".join(shards.image_columns)
         raise UserError(f"no image column '{column}' in {shards.path}: choose --column {known}")
+    if shards.manifest["images"][column]["axes"] != "CHW":
+        raise UserError(
+            f"column '{column}' of {shards.path} is no image of bands, rows and columns: choose another --column"
+        )
     channels, height, width = shards.manifest["images"][column]["shape"]
     bands, size = len(data["mean"]), data["image_size"]
     if channels != bands:
@@ -129,15 +133,28 @@ def _check_images(shards: ShardSet, column: str, data: dict[str, Any], resize: b
         )
 
 
-def _labelled(shards: ShardSet, column: str) -> LabelledImages:
+def _labelled(shards: ShardSet, column: str, mean: Sequence[float]) -> LabelledImages:
+    """The samples with their labels; what is missing in an image is `mean`, as in training, for every encoder alike."""
     import numpy as np
+    import torch
+
+    from frontier.data.transforms import Normaliser
 
     from .features import LabelledImages
+
+    centred = Normaliser.of(shards, column, mean=mean, std=[1.0] * len(mean))
+    whole = centred.mask is None and centred.nodata is None and shards.describe(column)[1].kind in "iu"
+
+    def read(start: int, stop: int) -> np.ndarray:
+        if whole:
+            return shards.read(column, start, stop)
+        stored = {name: torch.from_numpy(shards.read(name, start, stop)) for name in centred.columns}
+        return (centred(stored) + centred.mean.view(-1, 1, 1)).numpy()
 
     if "label" not in shards.manifest["columns"]:
         raise UserError(f"no labels in {shards.path}: write the shards from a folder with a sub-folder a class")
     return LabelledImages(
-        read=lambda start, stop: shards.read(column, start, stop),
+        read=read,
         labels=shards.column("label").astype(np.int64),
     )
 
@@ -187,7 +204,7 @@ def main(argv: Sequence[str]) -> int:
     data = config["data"]
     column = args.column or data["column"]
     _check_images(train, column, data, args.resize)
-    labelled = _labelled(train, column), _labelled(test, column)
+    labelled = _labelled(train, column, data["mean"]), _labelled(test, column, data["mean"])
 
     # Another seed than the run's: its own initial weights could be those that training started from.
     random_seed = (config["run"]["seed"] + 1 + args.seed) % 2**31

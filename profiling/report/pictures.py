@@ -68,7 +68,7 @@ def _reconstructions(run: Run, shards: str | None) -> Pictures:
     check_room(run.fact("parameters"))
     import torch
 
-    from frontier.data.transforms import normalise, resize
+    from frontier.data.transforms import Normaliser, resize
     from frontier.train.checkpoint import load_model
 
     shard_set = _open_split(where)
@@ -79,10 +79,11 @@ def _reconstructions(run: Run, shards: str | None) -> Pictures:
     data = config["data"]
     column = data.get("column", "image")
     chosen = np.unique(np.linspace(0, len(shard_set) - 1, IMAGES).round().astype(int))
-    stored = shard_set.take(column, chosen)
-    mean, std = (torch.tensor(np.asarray(data[key], dtype=np.float32)) for key in ("mean", "std"))
+    normaliser = Normaliser.of(shard_set, column, mean=data["mean"], std=data["std"])
+    mean, std = normaliser.mean, normaliser.std
+    stored = {name: torch.from_numpy(shard_set.take(name, chosen)) for name in normaliser.columns}
     size, patch, patches = model.config.image_size, model.config.encoder.patch, model.config.patches
-    images = resize(normalise(torch.from_numpy(stored), mean, std), size)
+    images = resize(normaliser(stored), size)
     noise = torch.rand(len(chosen), patches, generator=torch.Generator().manual_seed(MASK_SEED))
     with torch.inference_mode():
         prediction, mask = model.reconstruct(images, noise)

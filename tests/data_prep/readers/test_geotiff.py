@@ -14,9 +14,9 @@ import rasterio
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
-from data_prep import raster
 from data_prep.command import main
 from data_prep.plan import PlanOptions
+from data_prep.rasters import raster
 from data_prep.rasters.raster_source import ChipSource
 from data_prep.readers import Request, find_reader
 from data_prep.readers.registry import parse_settings

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.plan import PlanOptions, assign_splits
 from data_prep.readers import sustainbench_lsms as lsms
+from data_prep.splits import assign_splits
 from frontier.errors import UserError
 from tests.conftest import SHARED_DATA
 from tests.data_prep.readers.sustainbench_folders import number, open_source, read_all, write_shards, write_table
@@ -92,7 +92,7 @@ def test_no_group_is_divided(folder: Path, group: str) -> None:
     seen = set()
     for seed in range(8):
         splits: dict[str, set[str]] = {}
-        for name, split in zip(listing.ids, assign_splits(listing, PlanOptions(seed, test_fraction=0.4)), strict=True):
+        for name, split in zip(listing.ids, assign_splits(listing, seed, (0.0, 0.4))[0], strict=True):
             words = name.decode().split("-")
             splits.setdefault(words[0] if group == "country" else words[0] + words[1], set()).add(split)
         assert all(len(found) == 1 for found in splits.values())
