@@ -186,8 +186,10 @@ def merge_statistics(parts: Iterable[dict[str, Any]], bands: int) -> dict[str, A
     return out
 
 
-def published_statistics(merged: dict[str, Any]) -> dict[str, Any] | None:
+def published_statistics(merged: dict[str, Any], dtype: str = "float64") -> dict[str, Any] | None:
     """What the manifest holds: population standard deviation and percentiles; None where nothing was counted.
+
+    Percentiles of a `dtype` of integers are whole numbers.
 
     {"count": [C], "mean": [C], "std": [C], "min": [C], "max": [C], "percentiles": {"1": [C], …}}; a band without any
     value has mean 0 and std 0 over a count of 0.
@@ -197,6 +199,8 @@ def published_statistics(merged: dict[str, Any]) -> dict[str, Any] | None:
     counts = merged["count"]
     std = [float(np.sqrt(m2 / count)) if count else 0.0 for m2, count in zip(merged["m2"], counts, strict=True)]
     found = [_percentiles(merged, band) for band in range(len(counts))]
+    if np.dtype(dtype).kind in "iu":
+        found = [[float(round(value)) for value in band] for band in found]
     return {
         "count": counts,
         "mean": merged["mean"],

@@ -98,7 +98,7 @@ def _compare_statistics(directory: Path, manifest: dict[str, Any], parts: list[d
     problems = []
     for name, spec in manifest["images"].items():
         merged = merge_statistics([part[name] for part in parts], len(spec["bands"]))
-        found, listed = published_statistics(merged), spec.get("statistics")
+        found, listed = published_statistics(merged, spec["dtype"]), spec.get("statistics")
         if (found is None) != (listed is None):
             problems.append(f"shards {directory}: statistics of {name!r} are missing or out of place")
         elif found is not None and listed is not None:

@@ -325,7 +325,9 @@ def _manifest(
     described = {}
     for name, spec in plan.record["images"].items():
         parts = [record["statistics"][name] for record in records if record["split"] == "train"]
-        described[name] = spec | {"statistics": published_statistics(merge_statistics(parts, len(spec["bands"])))}
+        described[name] = spec | {
+            "statistics": published_statistics(merge_statistics(parts, len(spec["bands"])), spec["dtype"])
+        }
     shards = [{key: record[key] for key in ("file", "split", "samples", "bytes", "sha256")} for record in records]
     splits: dict[str, dict[str, Any]] = {}
     for shard in shards:
