@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.rasters.grid import geo
+from data_prep.rasters.raster import environment, reason
 from data_prep.tiles.grid import HALF_WORLD_M, RADIUS_M
 from frontier.errors import UserError
 
@@ -59,16 +61,6 @@ class SceneError(UserError):
         return SceneError, (self.path, self.reason)
 
 
-def import_geo() -> tuple[Any, Any]:
-    """(rasterio, pyproj), or `UserError` that says how to get them."""
-    try:
-        import pyproj
-        import rasterio
-    except ImportError as error:
-        raise UserError(f"reading scenes needs rasterio and pyproj ({error}): install the extra 'geo'") from None
-    return rasterio, pyproj
-
-
 def _driver(path: str | Path) -> str:
     return DRIVERS.get(Path(path).suffix.lower(), "GTiff")
 
@@ -78,8 +70,8 @@ def read_header(path: Path, alpha: bool = True) -> Raster:
 
     Raises `UserError` with the reason alone where it cannot be used.
     """
-    rasterio, pyproj = import_geo()
-    with warnings.catch_warnings():
+    rasterio, pyproj = geo()
+    with environment(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with rasterio.open(path, driver=_driver(path)) as file:
@@ -117,7 +109,7 @@ def read_header(path: Path, alpha: bool = True) -> Raster:
                     date=str(tags.get("ACQUISITIONDATETIME") or tags.get("TIFFTAG_DATETIME") or ""),
                 )
         except rasterio.errors.RasterioError as error:
-            raise UserError(f"cannot be opened ({_first_line(error)})") from None
+            raise UserError(f"cannot be opened ({reason(error)})") from None
     if np.dtype(header.dtype).kind not in "uif":
         raise UserError(f"holds {header.dtype} pixels, real numbers are expected")
     if header.transform is not None and abs(_area(header.transform)) == 0:
@@ -136,22 +128,17 @@ def _area(transform: Affine6) -> float:
     return a * e - b * d
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error.__cause__ or error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
-
-
 @lru_cache(maxsize=64)
 def projector(source: str, target: str) -> Any:
     """pyproj transformer of (x, y) arrays, longitude before latitude; what cannot be projected becomes inf."""
-    _, pyproj = import_geo()
+    _, pyproj = geo()
     return pyproj.Transformer.from_crs(source, target, always_xy=True)
 
 
 @lru_cache(maxsize=16)
 def _control(raster: Raster) -> Any:
     """GDAL's polynomial through the ground control points."""
-    rasterio, _ = import_geo()
+    rasterio, _ = geo()
     from rasterio.transform import GCPTransformer
 
     points = [rasterio.control.GroundControlPoint(row, col, x, y) for row, col, x, y in raster.gcps]
@@ -225,7 +212,7 @@ def outline(raster: Raster, points: int = 21) -> tuple[np.ndarray, np.ndarray]:
 
 def native_spacing(raster: Raster, lon: float, lat: float) -> float:
     """Ground distance between the raster's pixels near a place, in metres: geodesic, geometric mean of both axes."""
-    _, pyproj = import_geo()
+    _, pyproj = geo()
     column, row, turns = to_pixels(raster, np.array([lon]), np.array([lat]), LONLAT)
     u = column + np.array([0, 1, 0])
     v = row + np.array([0, 0, 1])
@@ -245,8 +232,8 @@ def native_spacing(raster: Raster, lon: float, lat: float) -> float:
 
 @lru_cache(maxsize=32)
 def _opened(path: str, size: int, changed: int) -> Any:
-    rasterio, _ = import_geo()
-    with warnings.catch_warnings():
+    rasterio, _ = geo()
+    with environment(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return rasterio.open(path, driver=_driver(path))
 
@@ -264,19 +251,21 @@ def read_window(
     A pixel is missing where a mask or alpha below one half says so, where every one of `bands` (from 1) is `nodata`,
     or where any is not finite. Raises `SceneError`.
     """
-    rasterio, _ = import_geo()
+    rasterio, _ = geo()
     window = rasterio.windows.Window(column, row, width, height)
     try:
         state = os.stat(raster.path)
         file = _opened(raster.path, state.st_size, state.st_mtime_ns)
-        values = file.read(bands, window=window)
+        with environment():
+            values = file.read(bands, window=window)
+            masks = file.read_masks(bands[0], window=window) if raster.masked else None
         valid = np.isfinite(values).all(axis=0)
-        if raster.masked:
-            valid &= file.read_masks(bands[0], window=window) >= 128
+        if masks is not None:
+            valid &= masks >= 128
         if nodata is not None and not math.isnan(nodata):
             valid &= (values != nodata).any(axis=0)
     except (rasterio.errors.RasterioError, OSError) as error:
         # A damaged file must not be served from what was cached of it.
         _opened.cache_clear()
-        raise SceneError(raster.path, f"cannot be read ({_first_line(error)})") from None
+        raise SceneError(raster.path, f"cannot be read ({reason(error)})") from None
     return values.astype(np.float32), valid

@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.rasters.grid import geo
 from data_prep.readers.registry import Request
 from data_prep.records import Record, RecordSource, file_token, inputs_digest
 from data_prep.source import ArrayColumn, ImageColumn
@@ -42,7 +43,7 @@ from data_prep.tiles.choose import Checked, Work, check_all, describe_best, join
 from data_prep.tiles.find import SENSORS, Draft, Scene, folder_drafts, item_drafts, open_draft
 from data_prep.tiles.grid import MAX_LEVEL, Tile, ancestor, children, ground_spacing, tile_centre, tile_transform
 from data_prep.tiles.regions import read_regions
-from data_prep.tiles.scene import import_geo, native_spacing
+from data_prep.tiles.scene import native_spacing
 from data_prep.tiles.sensors import Recipe, layers, stored
 from data_prep.tiles.warp import Layer, warp_layer
 from frontier.data.manifest import nearest
@@ -208,7 +209,7 @@ def _stitch(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 def open_tiles(request: Request) -> TileSource:
     """Find the scenes, choose the tiles and check every one of them. Raises `UserError`."""
-    import_geo()
+    geo()
     settings = request.settings
     sensors, level, levels, recipe, least, block = _parse(
         settings, {name: setting.default for name, setting in request.reader.settings.items()}

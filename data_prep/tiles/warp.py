@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.rasters.grid import geo
 from data_prep.tiles.grid import Tile, tile_transform
-from data_prep.tiles.scene import MERCATOR, Raster, SceneError, import_geo, read_window, to_pixels
+from data_prep.tiles.scene import MERCATOR, Raster, SceneError, read_window, to_pixels
 from frontier.errors import UserError
 
 MOST_VALUES = 1 << 28
@@ -89,7 +90,7 @@ def warp_layer(
     `resampling`: bilinear or cubic, where tile pixels are the smaller ones. Without `pixels` the values may be 0
     where nothing is missing: for those who only ask for what is valid. Raises `UserError` that names the file.
     """
-    rasterio, _ = import_geo()
+    rasterio, _ = geo()
     from rasterio.control import GroundControlPoint
     from rasterio.warp import Resampling, reproject
 
