@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +18,18 @@ from rasterio.windows import Window
 from data_prep.command import main
 from data_prep.plan import PlanOptions
 from data_prep.rasters import raster
-from data_prep.rasters.raster_source import ChipSource
-from data_prep.readers import Request, find_reader
-from data_prep.readers.registry import parse_settings
 from data_prep.writer import write
 from frontier.data.shards import ShardSet
 from frontier.errors import EXIT_OK, UserError
 from tests.conftest import SHARED_DATA, run_frontier
 from tests.data_prep.geotiffs import pixels, save_tiff
+from tests.data_prep.opening import every, open_with, refusal
 
 RASTERS, NAIP = SHARED_DATA / "rasters", SHARED_DATA / "timeseries" / "naip_multiyear"
 needs_real = pytest.mark.skipif(not RASTERS.exists(), reason="the shared real imagery is not here")
 
 
-def read(path: Path, on_error: str = "stop", report: Path | None = None, **settings: Any) -> ChipSource:
-    reader = find_reader("geotiff")
-    given = parse_settings(reader, [f"{name}={value}" for name, value in settings.items()])
-    source = reader.open(Request(path, reader, settings=given, on_error=on_error, report=report))
-    assert isinstance(source, ChipSource)
-    return source
-
-
-def every(source: ChipSource) -> dict[str, np.ndarray]:
-    return source.load(range(len(source.records)))
-
-
-def refused(path: Path, **settings: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        read(path, **settings)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+read, refused = partial(open_with, "geotiff"), partial(refusal, "geotiff")
 
 
 def test_chips_are_windows_of_the_scene(tmp_path: Path) -> None:

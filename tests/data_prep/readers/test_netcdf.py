@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import pytest
 from scipy.io import netcdf_file
 
 from data_prep.plan import PlanOptions
-from data_prep.rasters.cube_source import CubeSource
 from data_prep.readers import Request, find_reader
 from data_prep.readers.registry import parse_settings
 from data_prep.writer import write
 from frontier.data.shards import ShardSet
 from frontier.errors import UserError
 from tests.conftest import SHARED_DATA, run_frontier
+from tests.data_prep.opening import every, open_with, refusal
 
 WORLDCEREAL = SHARED_DATA / "timeseries" / "worldcereal" / "inference_areas"
 needs_real = pytest.mark.skipif(not WORLDCEREAL.exists(), reason="the shared real imagery is not here")
@@ -74,23 +75,7 @@ def save3(path: Path, content: Content) -> Path:
     return path
 
 
-def read(path: Path, on_error: str = "stop", **settings: Any) -> CubeSource:
-    reader = find_reader("netcdf")
-    given = parse_settings(reader, [f"{name}={value}" for name, value in settings.items()])
-    source = reader.open(Request(path, reader, settings=given, on_error=on_error))
-    assert isinstance(source, CubeSource)
-    return source
-
-
-def every(source: CubeSource) -> dict[str, np.ndarray]:
-    return source.load(range(len(source.records)))
-
-
-def refused(path: Path, **settings: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        read(path, **settings)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+read, refused = partial(open_with, "netcdf"), partial(refusal, "netcdf")
 
 
 @pytest.mark.parametrize("kind", ["netcdf4", "netcdf3"])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,36 +15,17 @@ from rasterio.windows import Window
 from scipy.ndimage import map_coordinates
 
 from data_prep.plan import PlanOptions
-from data_prep.rasters.raster_source import ChipSource
-from data_prep.readers import Request, find_reader
-from data_prep.readers.registry import parse_settings
 from data_prep.writer import write
 from frontier.data.shards import ShardSet
-from frontier.errors import UserError
 from tests.conftest import SHARED_DATA, run_frontier
 from tests.data_prep.geotiffs import pixels, save_tiff
+from tests.data_prep.opening import every, open_with, refusal
 
 SERIES = SHARED_DATA / "timeseries"
 needs_real = pytest.mark.skipif(not SERIES.exists(), reason="the shared real imagery is not here")
 
 
-def read(path: Path, on_error: str = "stop", **settings: Any) -> ChipSource:
-    reader = find_reader("raster_series")
-    given = parse_settings(reader, [f"{name}={value}" for name, value in settings.items()])
-    source = reader.open(Request(path, reader, settings=given, on_error=on_error))
-    assert isinstance(source, ChipSource)
-    return source
-
-
-def every(source: ChipSource) -> dict[str, np.ndarray]:
-    return source.load(range(len(source.records)))
-
-
-def refused(path: Path, **settings: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        read(path, **settings)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+read, refused = partial(open_with, "raster_series"), partial(refusal, "raster_series")
 
 
 def at(*parts: int) -> int:
