@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.source import ArrayColumn, ImageColumn, Listing, Source
+from data_prep.source import Listing, Source, Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class RecordSource(Source):
         """Inputs and arrays of their shapes and scalars of one sample, by column. Raises `UserError`."""
 
     def load(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
-        stored: dict[str, ImageColumn | ArrayColumn] = {**self.images, **self.arrays}
+        stored: dict[str, Stored] = {**self.images, **self.arrays}
         out: dict[str, np.ndarray] = {
             name: np.empty((len(rows), *column.shape), column.dtype) for name, column in stored.items()
         }

@@ -32,15 +32,26 @@ class Band:
 
 
 @dataclass(frozen=True)
-class ImageColumn:
+class Stored:
+    """A column of arrays of one shape and type, one a sample."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class ImageColumn(Stored):
     """An input: samples of `shape` along `axes` (images CHW, series TCHW or TC); physical = stored * scale + offset.
 
     `mask` names an array column of uint8, 1 = valid, whose axes are among this one's: what it marks 0 is filled with
     `nodata` or 0 and counts in no statistics. `sensor` is free text such as "Sentinel-2 L2A".
     """
 
-    shape: tuple[int, ...]
-    dtype: str
     bands: tuple[Band, ...]
     gsd_m: float | None = None
     nodata: float | None = None
@@ -55,11 +66,6 @@ class ImageColumn:
         check_axes(self.axes, self.shape)
         if "C" not in self.axes or self.shape[self.axes.index("C")] != len(self.bands):
             raise ValueError(f"{len(self.bands)} bands for shape {self.shape} along {self.axes}")
-
-    @property
-    def sample_bytes(self) -> int:
-        """Bytes of one sample."""
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -78,14 +84,12 @@ class ImageColumn:
 
 
 @dataclass(frozen=True)
-class ArrayColumn:
+class ArrayColumn(Stored):
     """A fixed-shape array a sample that is not an input: a validity mask, a segmentation map, a vector of targets.
 
     `names` has one entry a place along axis K, where there is one.
     """
 
-    shape: tuple[int, ...]
-    dtype: str
     axes: str
     role: Role
     names: tuple[str, ...] = ()
@@ -93,11 +97,6 @@ class ArrayColumn:
 
     def __post_init__(self) -> None:
         check_axes(self.axes, self.shape)
-
-    @property
-    def sample_bytes(self) -> int:
-        """Bytes of one sample."""
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -185,7 +184,7 @@ class Source(ABC):
     @property
     def sample_bytes(self) -> int:
         """Bytes of one sample's inputs and arrays."""
-        stored: list[ImageColumn | ArrayColumn] = [*self.images.values(), *self.arrays.values()]
+        stored: list[Stored] = [*self.images.values(), *self.arrays.values()]
         return sum(column.sample_bytes for column in stored)
 
 
