@@ -15,12 +15,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from data_prep.names import BUILT_IN, CODECS
 from data_prep.source import Source
 from frontier.errors import UserError
 
-BUILT_IN = ("none", "gzip", "lzf")
-PLUGGED = ("bitshuffle-lz4", "blosc2-zstd", "zstd")
-CODECS = (*BUILT_IN, *PLUGGED)
 _PROBE_BYTES = 32 << 20
 _WORTH = 1.05
 """A codec must promise this much more than none: compression costs memory, and the plain layout is mapped."""

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.names import CODECS
 from frontier.errors import EXIT_OK, UserError
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ _FOR_ARCHIVES = {"reader": "--reader", "settings": "--set"} | {
 
 
 def add_write(verbs: Any) -> None:
-    from data_prep.codec import CODECS
-
     sub = verbs.add_parser(
         "write",
         help="write shards, or finish an interrupted write",
@@ -114,8 +113,6 @@ def add_write(verbs: Any) -> None:
 
 
 def add_repack(verbs: Any) -> None:
-    from data_prep.codec import CODECS
-
     sub = verbs.add_parser(
         "repack",
         help="write shards again from shards, with other options",

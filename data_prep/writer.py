@@ -20,7 +20,8 @@ import numpy as np
 
 from data_prep.card import CARDS, write_cards
 from data_prep.claim import CLAIM, claimed
-from data_prep.codec import CODECS, measure
+from data_prep.codec import measure
+from data_prep.names import CODECS
 from data_prep.plan import Plan, PlanOptions, make_plan
 from data_prep.readers.registry import REPORT
 from data_prep.scan import SCAN

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from data_prep.claim import CLAIM, claimed
-from data_prep.codec import CODECS, filters, measure
+from data_prep.codec import filters, measure
 from data_prep.command import main
+from data_prep.names import CODECS
 from data_prep.plan import PlanOptions
 from data_prep.scenes import SceneSource
 from data_prep.verify import verify
