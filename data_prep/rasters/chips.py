@@ -60,10 +60,10 @@ class Boxes:
         columns = corners[:, 1:] + along * width
         x, y = grid.xy(columns, rows)
         lon, lat = lonlat(grid.crs, x, y)
-        centre = lon[:, 12:13]  # the middle of the 5 x 5 mesh
-        # Within half a turn of the centre, so that a box over the date line is one box.
-        lon = np.where(np.isfinite(lon), centre + (lon - centre + 180) % 360 - 180, centre)
+        # Off the Earth: the middle of the 5 x 5 mesh.
+        lon = np.where(np.isfinite(lon), lon, lon[:, 12:13])
         lat = np.where(np.isfinite(lat), lat, lat[:, 12:13])
+        lon, lat = _round_the_poles(_continuous(lon), lat)
         return Boxes(
             np.full(len(corners), "" if is_geographic(grid.crs) else grid.crs, object),
             np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], axis=1),
@@ -74,16 +74,41 @@ class Boxes:
         """Which of `others` (indices) share ground with box `one`: exact in one CRS, by degrees between two."""
         same = (self.crs[others] == self.crs[one]) & (self.crs[one] != "")
         flat = _intersect(self.flat[others], self.flat[one])
-        moved = self.round[others].copy()
-        turns = np.rint((self.round[one, 0] - moved[:, 0]) / 360) * 360
-        moved[:, 0] += turns
-        moved[:, 2] += turns
-        return np.where(same, flat, _intersect(moved, self.round[one]))
+        box = self.round[one]
+        # Boxes may be as wide as the world: of its turns, all that can meet are tried.
+        turns = np.rint((box[0] - self.round[others, 0]) / 360)
+        met = np.zeros(len(others), bool)
+        for more in (-1, 0, 1):
+            moved = self.round[others].copy()
+            moved[:, [0, 2]] += 360 * (turns + more)[:, None]
+            met |= _intersect(moved, box)
+        return np.where(same, flat, met)
 
     @staticmethod
     def join(parts: Sequence[Boxes]) -> Boxes:
         """All boxes of `parts` in order."""
         return Boxes(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("crs", "flat", "round")))
+
+
+def _continuous(lon: np.ndarray) -> np.ndarray:
+    """Longitudes [n, 25] of 5 x 5 meshes without jumps at the date line, the middle within [-180, 180)."""
+    mesh = lon.reshape(-1, 5, 5)
+    spine = np.unwrap(mesh[:, :, 2], period=360, axis=1)
+    left = np.unwrap(np.concatenate([spine[..., None], mesh[:, :, 1::-1]], axis=2), period=360, axis=2)
+    right = np.unwrap(np.concatenate([spine[..., None], mesh[:, :, 3:]], axis=2), period=360, axis=2)
+    out = np.concatenate([left[:, :, :0:-1], right], axis=2).reshape(lon.shape)
+    return np.asarray(out - (out[:, 12:13] - lon[:, 12:13]))
+
+
+def _round_the_poles(lon: np.ndarray, lat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The meshes [n, 25], but those that hold a pole reach it, and all round: their edge goes once about it."""
+    edge = np.array([0, 1, 2, 3, 4, 9, 14, 19, 24, 23, 22, 21, 20, 15, 10, 5, 0])
+    steps = (np.diff(lon[:, edge], axis=1) + 180) % 360 - 180
+    polar = np.abs(steps.sum(axis=1)) > 180
+    lon, lat = lon.copy(), lat.copy()
+    lon[polar, 0], lon[polar, 1:] = -180, 180
+    lat[polar, 0] = np.where(lat[polar, 12] > 0, 90, -90)
+    return lon, lat
 
 
 def _intersect(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -119,7 +144,7 @@ def block_groups(lon: np.ndarray, lat: np.ndarray, boxes: Boxes, block_m: float)
     own = np.stack(_cells(lon, lat, block_m), axis=1)
     owners: list[Cell] = list(map(tuple, own.tolist()))
     # Blocks are rectangles in degrees: a box lies in one where all its corners do.
-    inside = np.ones(len(owners), bool)
+    inside = boxes.round[:, 2] - boxes.round[:, 0] < 180
     for x, y in ((0, 1), (0, 3), (2, 1), (2, 3)):
         corner = np.stack(_cells(boxes.round[:, x], boxes.round[:, y], block_m), axis=1)
         inside &= (corner == own).all(axis=1)

@@ -28,6 +28,8 @@ _STANDARD = {
     "latitude": "Y",
 }
 _CHECK_BYTES = 16 << 20
+_DEFAULT_FILL = {"f4": [9.969209968386869e36], "f8": [9.969209968386869e36], "i2": [-32767.0], "i4": [-2147483647.0]}
+"""What the NetCDF library leaves where nothing was written and no _FillValue was set, by type; bytes have none."""
 
 
 @dataclass(frozen=True)
@@ -153,13 +155,17 @@ def _bands(file: CubeFile, name: str, letters: str, fill: float | None, fallback
     missing = [fill] if fill is not None else [*variable.numbers("_FillValue"), *variable.numbers("missing_value")]
     if not missing and fallback is not None:
         missing = [fallback]
-    if variable.text("_Unsigned").lower() == "true" or variable.dtype.kind == "u":
-        # Attributes of unsigned data may be stored as their signed twins.
-        missing = [value + 2.0 ** (8 * variable.dtype.itemsize) if value < 0 else value for value in missing]
+    if fill is None and not missing:
+        missing = _DEFAULT_FILL.get(variable.dtype.str[1:], [])
     bounds = variable.numbers("valid_range") or [
         (variable.numbers("valid_min") or [-math.inf])[0],
         (variable.numbers("valid_max") or [math.inf])[0],
     ]
+    if variable.text("_Unsigned").lower() == "true" or variable.dtype.kind == "u":
+        # Attributes of unsigned data may be stored as their signed twins.
+        turn = 2.0 ** (8 * variable.dtype.itemsize)
+        missing = [value + turn if value < 0 else value for value in missing]
+        bounds = [value + turn if -math.inf < value < 0 else value for value in bounds]
     if len(bounds) != 2:
         raise UserError(f"{file.path}: valid_range of {name} has {len(bounds)} numbers, two are expected")
     labels = [name]
@@ -233,7 +239,12 @@ def _grid(file: CubeFile, x_dim: str, y_dim: str, name: str, crs: str) -> Grid:
     if not found:
         raise UserError(f"{path}: no CRS: no grid mapping with crs_wkt or spatial_ref: pass --set crs=EPSG:…")
     grid = Grid(found, (dx, 0.0, x - dx / 2, 0.0, dy, y - dy / 2), height, width)
-    centre = lonlat(grid.crs, *grid.xy(width / 2, height / 2))
+    try:
+        centre = lonlat(grid.crs, *grid.xy(width / 2, height / 2))
+    except geo()[1].exceptions.ProjError as error:
+        raise UserError(
+            f"{path}: CRS cannot be brought to longitude and latitude ({error}): mend the CRS of the grid mapping"
+        ) from None
     if not np.isfinite(centre).all() or abs(float(centre[1])) > 90:
         raise UserError(f"{path}: its centre lies nowhere on Earth in {found[:40]}: mend the CRS or the coordinates")
     return grid

@@ -88,6 +88,10 @@ class CubeFile:
             else:
                 # A copy: what is mapped goes away with the file.
                 found = np.array(self._handle.variables[name].data[where or ()])
+        except MemoryError:
+            raise UserError(
+                f"{self.path}: {name} of shape {variable.shape} needs more memory than there is: cut it into smaller files"
+            ) from None
         except (OSError, RuntimeError, ValueError, IndexError, KeyError) as error:
             raise UserError(f"{self.path}: {name} does not decode ({_one_line(error)}): fetch it again") from None
         stored = found.dtype.newbyteorder("=")

@@ -135,6 +135,8 @@ def from_tags(tags: Mapping[str, str]) -> Interval:
     return UNKNOWN
 
 
+_LONGEST = 1e12
+"""Seconds between a time and the origin of its units, some 30,000 years."""
 _UNITS = {"day": 86400.0, "d": 86400.0, "hour": 3600.0, "h": 3600.0, "hr": 3600.0, "minute": 60.0, "min": 60.0}
 _UNITS |= {"second": 1.0, "sec": 1.0, "s": 1.0, "millisecond": 1e-3, "msec": 1e-3, "ms": 1e-3, "microsecond": 1e-6}
 _SINCE = re.compile(
@@ -174,5 +176,7 @@ def from_cf(values: np.ndarray, units: str, calendar: str = "") -> np.ndarray:
     numbers = np.asarray(values, np.float64)
     if not np.isfinite(numbers).all():
         raise ValueError("time coordinate holds values that are not numbers")
+    if (np.abs(numbers * step) > _LONGEST).any():
+        raise ValueError(f"time coordinate lies more than {_LONGEST:g} seconds from its origin")
     base = int((origin - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()) - shift
     return np.rint(numbers * step).astype(np.int64) + base

@@ -47,7 +47,11 @@ def find_files(request: Request, extensions: tuple[str, ...], what: str) -> list
             path = Path(folder, member)
             if member.startswith(".") or not member.lower().endswith(extensions):
                 continue
-            if not path.is_symlink() or path.resolve().is_relative_to(inside):
+            try:
+                within = not path.is_symlink() or path.resolve().is_relative_to(inside)
+            except (OSError, RuntimeError):
+                raise UserError(f"{path}: a link that leads round to itself: remove it") from None
+            if within:
                 found.append(path.relative_to(root).as_posix())
     if not found:
         raise UserError(f"--from {root}: no {what}: expected files ending in {', '.join(extensions)}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from frontier.errors import UserError
 
 LIMIT = 1 << 30
 """Largest file that is looked at, bytes."""
+MAX_STEPS = 1000
+"""Opcodes of a pickle; a masked array takes fewer than a hundred."""
 
 
 class _Inert:
@@ -96,12 +99,20 @@ def read_array_pickle(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     if not data:
         raise UserError(f"{path}: is empty, or larger than {LIMIT >> 20} MiB")
     try:
+        _check_steps(data)
         found = _Reader(io.BytesIO(data)).load()
         return _build(found)
     # A damaged pickle fails in every way that Python knows, of which none may end the program.
     except (Exception, RecursionError) as error:
         text = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a pickled array ({text})") from None
+
+
+def _check_steps(data: bytes) -> None:
+    """Raise `ValueError` where there are more steps than an array needs, or a far memo, which takes memory up to it."""
+    for steps, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if steps > MAX_STEPS or (opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > MAX_STEPS):
+            raise ValueError(f"takes more than {MAX_STEPS} steps or places")
 
 
 def _build(found: Any) -> tuple[np.ndarray, np.ndarray]:

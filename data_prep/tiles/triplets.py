@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.rasters.grid import geo
+from data_prep.rasters.raster import check_unchanged
 from data_prep.readers.registry import Request
 from data_prep.records import Record, RecordSource, file_token, inputs_digest
 from data_prep.source import ArrayColumn, ImageColumn
@@ -60,8 +61,15 @@ class TileSource(RecordSource):
     """One record a tile: payload (tile, scenes by sensor, main scene by sensor, valid fraction by sensor)."""
 
     def __init__(
-        self, request: Request, work: Work, level: int, records: Sequence[Record], inputs: str, notes: dict[str, Any]
+        self,
+        request: Request,
+        work: Work,
+        level: int,
+        records: Sequence[Record],
+        tokens: Mapping[str, bytes],
+        notes: dict[str, Any],
     ) -> None:
+        """`tokens`: `file_token` by path of every file that is read."""
         recipe, size = work.recipe, work.size
         super().__init__(
             records,
@@ -77,10 +85,11 @@ class TileSource(RecordSource):
                 "min_valid": request.settings["min_valid"],
                 "block": request.settings["block"],
             },
-            inputs=inputs,
+            inputs=inputs_digest((os.path.relpath(path, request.path), token) for path, token in tokens.items()),
             notes=notes,
         )
         self.work, self.level = work, level
+        self._tokens, self._seen = dict(tokens), dict[str, tuple[int, int, int]]()
         self.name = request.name or request.path.resolve().name
         self.license = request.license or request.reader.license
         self.citation = request.citation or request.reader.citation
@@ -133,6 +142,9 @@ class TileSource(RecordSource):
         }
         for sensor, levels in self.work.levels.items():
             numbers = chosen[sensor]
+            for number in numbers:
+                for raster in self.work.scenes[sensor][number].rasters:
+                    self._check(raster.path)
             main = self.work.scenes[sensor][mains[sensor]]
             out |= {
                 # Of bands in several files, the finest.
@@ -153,6 +165,17 @@ class TileSource(RecordSource):
                     out["cloud_fraction"] = self._cloud(parts[0].owner, tile)
         out["time_start"], out["time_end"] = (min(times), max(times)) if times else (0, 0)
         return out
+
+    def _check(self, path: str) -> None:
+        """Raise `UserError` where a file is not the one that was listed: looked into again only where it was touched."""
+        try:
+            found = os.stat(path)
+            state = (found.st_ino, found.st_size, found.st_mtime_ns)
+        except OSError:
+            state = (0, 0, 0)
+        if self._seen.get(path) != state or not any(state):
+            check_unchanged(path, self._tokens[path])
+            self._seen[path] = state
 
     def _cloud(self, owner: np.ndarray, tile: Tile) -> float:
         """Share of the valid pixels that their scene classification calls cloud; NaN where one has none."""
@@ -263,8 +286,7 @@ def open_tiles(request: Request) -> TileSource:
         notes |= {"preset": preset, "samples_in_paper": PRESETS[preset][1]}
     used = sorted({raster.path for sensor in sensors for scene in work.scenes[sensor] for raster in scene.rasters})
     tokens = request.map(_token, used)
-    names = [os.path.relpath(path, request.path) for path in used]
-    return TileSource(request, work, level, records, inputs_digest(list(zip(names, tokens, strict=True))), notes)
+    return TileSource(request, work, level, records, dict(zip(used, tokens, strict=True)), notes)
 
 
 def _token(path: str) -> bytes:

@@ -333,6 +333,28 @@ def test_scenes_that_overlap_are_one_group() -> None:
     assert len(set(scene_groups(["a", "b"], Boxes.join(date_line)))) == 1
 
 
+@pytest.mark.parametrize("left", [-180.0, 0.0, -170.0])
+def test_scenes_of_the_whole_world_overlap_every_other(left: float) -> None:
+    def scene(transform: Affine, height: int, width: int, crs: str = "EPSG:4326") -> Boxes:
+        return Boxes.of(grid_of(crs, transform, height, width), np.zeros((1, 2)), height, width)
+
+    world = scene(from_origin(left, 90, 1, 1), 180, 360)
+    for lon in (-175, -95, -5, 5, 95, 120, 175):
+        both = Boxes.join([world, scene(from_origin(lon, 10, 0.1, 0.1), 20, 20)])
+        assert len(set(scene_groups(["world", "other"], both))) == 1, lon
+        assert both.overlapping(0, np.array([1])).all() and both.overlapping(1, np.array([0])).all()
+
+
+@pytest.mark.parametrize(("crs", "sign"), [("EPSG:3413", 1), ("EPSG:3031", -1)])
+def test_a_scene_with_a_pole_reaches_all_round_it(crs: str, sign: int) -> None:
+    polar = Boxes.of(grid_of(crs, from_origin(-300_000, 320_000, 10_000, 10_000), 64, 64), np.zeros((1, 2)), 64, 64)
+    for lon in range(-179, 179, 7):
+        near = grid_of("EPSG:4326", from_origin(lon, sign * 89.5, 0.01, 0.01), 10, 10)
+        far = grid_of("EPSG:4326", from_origin(lon, sign * 80.0, 0.01, 0.01), 10, 10)
+        boxes = Boxes.join([polar, *(Boxes.of(grid, np.zeros((1, 2)), 10, 10) for grid in (near, far))])
+        assert boxes.overlapping(0, np.array([1, 2])).tolist() == [True, False], lon
+
+
 @pytest.mark.parametrize("stride", [16, 8])
 @pytest.mark.parametrize("left", [500_000.0, 502_347.0])
 def test_blocks_share_no_ground(stride: int, left: float) -> None:

@@ -465,3 +465,9 @@ def test_real_flood_labels() -> None:
         top, left = record.payload[1:3]
         assert np.array_equal(found["label_map"][row], whole[top : top + 128, left : left + 128])
     assert len(source.records) == 16 and source.targets["label_map"].classes == ("0", "1")
+
+
+def test_a_link_that_leads_to_itself_is_one_line(tmp_path: Path) -> None:
+    save_tiff(tmp_path / "a.tif", pixels())
+    (tmp_path / "b.tif").symlink_to(tmp_path / "b.tif")
+    assert "b.tif: a link that leads round to itself" in refusal("geotiff", tmp_path, size=16)

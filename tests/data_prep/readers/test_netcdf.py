@@ -13,6 +13,7 @@ import pytest
 from scipy.io import netcdf_file
 
 from data_prep.plan import PlanOptions
+from data_prep.rasters.cube_file import CubeFile
 from data_prep.readers import Request, find_reader
 from data_prep.readers.registry import parse_settings
 from data_prep.writer import write
@@ -338,3 +339,37 @@ def test_real_worldcereal_by_the_command(tmp_path: Path) -> None:
     assert (shards.column("crs_epsg") == 32631).all()
     assert (shards.column("time_start")[0], shards.column("time_end")[0]) == (1596240000, 1646092800)
     assert 50 < shards.column("lat")[0] < 51 and 5 < shards.column("lon")[0] < 6
+
+
+def test_unsigned_twins_bound_what_is_valid(tmp_path: Path) -> None:
+    stored = np.tile(np.array([-128, -2, -1, 0, 100], np.int8), (4, 20, 4))
+    items = {"_Unsigned": "true", "valid_range": np.array([0, -2], np.int8)}
+    source = read(save4(tmp_path / "a.nc", cube(4, 20, 20, v=(("t", "y", "x"), stored, items))), size=20)
+    sample = source.load([0])
+    unsigned = stored.view(np.uint8)
+    np.testing.assert_array_equal(sample["valid"][0, :, 0], unsigned <= 254)
+    np.testing.assert_array_equal(sample["series"][0, :, 0], np.where(unsigned <= 254, unsigned, 0))
+
+
+@pytest.mark.parametrize(("dtype", "fill"), [("f4", 9.969209968386869e36), ("i2", -32767), ("i4", -2147483647)])
+def test_what_was_never_written_is_missing(tmp_path: Path, dtype: str, fill: float) -> None:
+    values = np.full((4, 20, 20), 7, dtype)
+    values[1, :, :5] = fill
+    for save, name in ((save3, "a.nc"), (save4, "b.nc")):
+        sample = read(save(tmp_path / name, cube(4, 20, 20, v=(("t", "y", "x"), values, {}))), size=20).load([0])
+        np.testing.assert_array_equal(sample["valid"][0, :, 0], values == 7)
+        assert sample["series"].max() == 7
+    told = cube(4, 20, 20, v=(("t", "y", "x"), values, {"_FillValue": np.array(-1, dtype)}))
+    assert read(save4(tmp_path / "c.nc", told), size=20).load([0])["valid"].all(), "another value was declared"
+
+
+def test_what_cannot_be_placed_dated_or_held_is_one_line(tmp_path: Path) -> None:
+    wkt = 'ENGCRS["l",EDATUM["x"],CS[Cartesian,2],AXIS["x",east],AXIS["y",north],LENGTHUNIT["m",1]]'
+    content = cube() | {"crs": ((), np.array(0), {"crs_wkt": wkt})}
+    assert "cannot be brought to longitude and latitude" in refused(save4(tmp_path / "a.nc", content), size=8)
+    far = cube() | {"t": (("t",), np.arange(4) * 1e300, {"units": "days since 2020-01-01"})}
+    assert "seconds from its origin" in refused(save4(tmp_path / "b.nc", far), size=8)
+    with h5py.File(tmp_path / "huge.nc", "w") as file:
+        file.create_dataset("v", (1, 1 << 23, 1 << 23), "u1", chunks=(1, 1024, 1024))
+    with CubeFile(tmp_path / "huge.nc") as cubes, pytest.raises(UserError, match=r"huge\.nc: v of shape .* memory"):
+        cubes.read("v")

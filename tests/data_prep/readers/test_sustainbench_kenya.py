@@ -190,3 +190,11 @@ def test_bad_lines_are_named(folder: Path) -> None:
         write_table(folder / "crop_type_kenya_2017_metadata.csv", [rows()[0] | change, *rows()[1:]])
         with pytest.raises(UserError, match=expected):
             open_source("kenya", folder, "partial=yes")
+
+
+def test_a_pickle_that_asks_for_memory_or_steps_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    for data in (b"\x80\x02Nr\xff\xff\xff\x0f.", b"\x80\x02N" + b"N0" * 1000 + b"."):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="more than 1000 steps or places"):
+            read_array_pickle(path)

@@ -393,6 +393,22 @@ def test_regions_choose_tiles_by_their_centre(place: Path) -> None:
     assert some.ids == [name for name, keep in zip(every.ids, inside, strict=True) if keep]
 
 
+def test_a_scene_that_changes_under_way_is_noticed(tmp_path: Path) -> None:
+    root = triplet(tmp_path / "place", spot=SPOT)
+    source = opened(root, "preset=small")
+    before = source.load([0])
+    path = next(path for path in sorted((root / "s2").rglob("*")) if path.suffix == ".tif")
+    data = path.read_bytes()
+    path.write_bytes(data)
+    np.testing.assert_array_equal(source.load([0])["s2"], before["s2"], "the same bytes, written again")
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 255]))
+    with pytest.raises(UserError, match="changed while it was read"):
+        source.load([0])
+    path.unlink()
+    with pytest.raises(UserError, match="cannot be read any more"):
+        source.load([0])
+
+
 def test_groups_are_blocks_of_tiles(place: Path) -> None:
     options = ("sensors=naip", "level=16", "hires=base", "size=16")
     listing = opened(place, *options, "block=1").listing()
