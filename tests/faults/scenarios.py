@@ -198,23 +198,23 @@ DISKS = [
 
 NUMBERS = [
     # Said once for each of the three epochs; the counts are compared with the sampler's plan.
-    _before("NaN in one sample", damage.one_nan, (0,), (), damage.skipped_and_went_on),
+    _before("a wild number in one sample", damage.one_wild, (0,), (), damage.skipped_and_went_on),
     _before(
-        "NaN in every sample",
-        damage.all_nan,
+        "wild numbers in every sample",
+        damage.all_wild,
         (2,),
         ("in a row", "look at the data"),
         damage.nothing,
         ("train.max_skipped=2",),
     ),
     Scenario(
-        "NaN in one sample, and a kill",
+        "a wild number in one sample, and a kill",
         "step",
         _signal(KILL, "victim"),
         (75,),
         KILLED,
-        then=damage.as_nan_alone,
-        before=damage.one_nan,
+        then=damage.as_wild_alone,
+        before=damage.one_wild,
     ),
     _before(
         "a spike in one sample",

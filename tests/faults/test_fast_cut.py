@@ -14,7 +14,7 @@ CUT = (
     "the three newest checkpoints damaged",
     "a shard truncated while it is read",
     "files run out while a checkpoint is written",
-    "NaN in one sample",
+    "a wild number in one sample",
 )
 
 
