@@ -142,12 +142,13 @@ class ShardSource(Source):
             if (np.diff(local) == 1).all():
                 shard.read_into(column, int(local[0]), int(local[-1]) + 1, out)
                 return out
-        except OSError:
+        except (OSError, UserError):
             pass  # which of them it is, the next lines find out
         for place, index in enumerate(local.tolist()):
             try:
                 shard.read_into(column, index, index + 1, out[place : place + 1])
-            except OSError as error:
+            except (OSError, UserError) as error:
+                shard.check_whole()
                 reason = f"column {column!r} cannot be decoded ({str(error).splitlines()[0]})"
                 raise self._damaged(number, index, reason) from None
         return out
