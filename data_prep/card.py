@@ -15,7 +15,7 @@ from data_prep.contents import contents, spread
 from data_prep.croissant import FINGERPRINT, croissant
 from data_prep.shard_file import temporary_name
 from data_prep.source import AXES
-from frontier.data.manifest import load_manifest
+from frontier.data.manifest import full_statistics, load_manifest
 
 CARD, CROISSANT = "README.md", "croissant.json"
 CARDS = (CARD, CROISSANT)
@@ -194,7 +194,7 @@ def _inputs(manifest: dict[str, Any]) -> list[list[str]]:
         nodata = "none" if spec.get("nodata") is None else f"`{spec['nodata']:g}`"
         mask = f"`{spec['mask']}` (1 = valid)" if spec.get("mask") else "none"
         stored = ", ".join(spec.get("filters") or ["uncompressed"])
-        found = spec.get("statistics")
+        found = full_statistics(spec)
         lines = [
             f"## Input: {name}",
             "",

@@ -31,8 +31,14 @@ def claimed(directory: Path) -> Iterator[None]:
     try:
         _refuse_other_host(path, descriptor)
         content = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, content, 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, content, 0)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise UserError(
+                f"{directory}: cannot be written ({error.strerror}): make room, or give another directory"
+            ) from None
         over = threading.Event()
 
         def beat() -> None:

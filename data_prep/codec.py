@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -144,4 +145,5 @@ def _disk_rate(directory: Path) -> float:
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}): give another directory") from None
     finally:
-        name.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only file system refuses it even where there is nothing
+            name.unlink()

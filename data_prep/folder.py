@@ -185,7 +185,7 @@ def list_images(root: Path) -> tuple[list[str], dict[str, Any]]:
                 continue
             if not member.lower().endswith(EXTENSIONS):
                 other += 1
-            elif path.is_symlink() and not path.resolve().is_relative_to(inside):
+            elif path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
                 links += 1
             else:
                 paths.append(path.relative_to(root).as_posix())

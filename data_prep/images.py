@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import stat
+import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +19,8 @@ from frontier.errors import UserError
 
 Fit = Literal["resize", "crop", "resize_crop"]
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+_MORE = (struct.error, zlib.error, AttributeError, OverflowError, ZeroDivisionError, RuntimeError, MemoryError)
+"""What pillow's parsers let through of a damaged file, besides what it says it raises."""
 _GREY_MODES = ("1", "L", "LA", "La", *_DEEP_MODES)
 
 
@@ -33,6 +39,8 @@ def probe(argument: tuple[str, int]) -> Probe:
     """Decode the file wholly. `argument` = (path, smallest side in pixels that will do)."""
     path, least = argument
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
+            return Probe(error="not a regular file")
         with open(path, "rb") as file:
             data = file.read()
     except OSError as error:
@@ -63,6 +71,7 @@ def decode(data: bytes) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tags that pillow passes over
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "TIFF"))
             pages = getattr(image, "n_frames", 1)
@@ -77,7 +86,7 @@ def decode(data: bytes) -> Image.Image:
         raise UserError("has more pixels than pillow's safety limit") from None
     except UserError:
         raise
-    except (OSError, SyntaxError, ValueError, IndexError, EOFError, KeyError, TypeError) as error:
+    except (OSError, SyntaxError, ValueError, IndexError, EOFError, KeyError, TypeError, *_MORE) as error:
         raise UserError(f"does not decode: {str(error).splitlines()[0] if str(error) else 'damaged'}") from None
     if image.mode in ("I", "F"):
         values = np.asarray(image)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.contents import contents
-from frontier.data.manifest import load_manifest
+from frontier.data.manifest import full_statistics, load_manifest
 from frontier.data.shards import ShardSet
 
 
@@ -23,7 +23,8 @@ def info(directory: str | Path) -> dict[str, Any]:
         found: dict[str, Any] = {"samples": entry["samples"], "shards": len(entry["shards"])}
         if manifest["classes"] and "label" in manifest["columns"]:
             labels = ShardSet(directory, name).column("label")
-            counts = np.bincount(labels[labels >= 0], minlength=len(manifest["classes"]))
+            inside = labels[(labels >= 0) & (labels < len(manifest["classes"]))]
+            counts = np.bincount(inside, minlength=len(manifest["classes"]))
             found["labels"] = dict(zip(manifest["classes"], counts.tolist(), strict=True))
         splits[name] = found
     return {
@@ -104,7 +105,7 @@ def info_text(found: dict[str, Any]) -> str:
             "",
             table([("target", "kind", "column", "classes", "units", "labelled"), *map(_target_row, others.items())]),
         ]
-    if found["classes"]:
+    if found["classes"] and "label" in found["columns"]:
         names = list(found["splits"])
         lines += [
             "",
@@ -156,7 +157,7 @@ def statistics_table(manifest: dict[str, Any]) -> str:
     """Per-band statistics of the train split, in stored units."""
     parts = []
     for name, spec in manifest["images"].items():
-        found = spec.get("statistics")
+        found = full_statistics(spec)
         if not found:
             parts.append(f"{name}: no statistics, for want of a train split")
             continue

@@ -148,6 +148,7 @@ class ShardSource(Source):
             try:
                 shard.read_into(column, index, index + 1, out[place : place + 1])
             except (OSError, UserError) as error:
+                shard.check_whole()
                 reason = f"column {column!r} cannot be decoded ({str(error).splitlines()[0]})"
                 raise self._damaged(number, index, reason) from None
         return out

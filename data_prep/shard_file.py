@@ -101,14 +101,14 @@ def write_shard(task: ShardTask, source: Source) -> dict[str, Any]:
         write_json(done_path(path), record, indent=None)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise _disk_error(error, path) from None
+        raise disk_error(error, path) from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return record
 
 
-def _disk_error(error: OSError, path: Path) -> UserError:
+def disk_error(error: OSError, path: Path) -> UserError:
     """What the disk refused, in a line. HDF5 gives the system's error number as text."""
     text = " ".join(str(error).split())
     for number in (errno.ENOSPC, errno.EDQUOT):
@@ -118,6 +118,10 @@ def _disk_error(error: OSError, path: Path) -> UserError:
                 f"{path.parent}: {what} while {path.name} was written: make room and run the same command again: what "
                 "is finished stays"
             )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
+        return UserError(
+            f"{path}: cannot be written ({error.strerror}): give another directory, or mend the access rights"
+        )
     return TransientError(f"{path}: cannot be written ({text}): run the same command again")
 
 
@@ -259,11 +263,15 @@ def finished_record(wanted: tuple[str, str, int, str]) -> dict[str, Any] | None:
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
     """Write JSON atomically: temporary name, sync, rename, sync of the directory."""
     temporary = temporary_name(path)
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=indent) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=indent) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     _sync(path.parent)
 
 

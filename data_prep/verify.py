@@ -13,7 +13,7 @@ from data_prep.shard_file import file_sha256, stored_block, wrong_samples
 from data_prep.statistics import column_statistics, merge_statistics, published_statistics
 from data_prep.team import Team
 from frontier.data.hdf5 import OpenShard, check_size
-from frontier.data.manifest import load_manifest, stored_arrays
+from frontier.data.manifest import full_statistics, load_manifest, stored_arrays
 from frontier.errors import UserError
 
 
@@ -98,7 +98,7 @@ def _compare_statistics(directory: Path, manifest: dict[str, Any], parts: list[d
     problems = []
     for name, spec in manifest["images"].items():
         merged = merge_statistics([part[name] for part in parts], len(spec["bands"]))
-        found, listed = published_statistics(merged, spec["dtype"]), spec.get("statistics")
+        found, listed = published_statistics(merged, spec["dtype"]), full_statistics(spec)
         if (found is None) != (listed is None):
             problems.append(f"shards {directory}: statistics of {name!r} are missing or out of place")
         elif found is not None and listed is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -59,7 +60,7 @@ def add_write(verbs: Any) -> None:
         default="random",
         help="of the samples in the shards; place: along a curve over the ground (default: %(default)s)",
     )
-    sub.add_argument("--shard-mib", type=float, default=1024, help="largest shard (default: %(default)s)")
+    sub.add_argument("--shard-mib", type=float, help="largest shard (default: 1024)")
     sub.add_argument("--samples-per-shard", type=int, help="instead of --shard-mib")
     sub.add_argument(
         "--compression",
@@ -208,7 +209,12 @@ def _source(arguments: argparse.Namespace, team: Team) -> tuple[Source, PlanOpti
     from data_prep.writer import check_target
 
     check_target(arguments.out)
-    _check_disk_rate(arguments)
+    _check_numbers(arguments)
+    for flag, value in (("--block-km", arguments.block_km), ("--gsd-m", arguments.gsd_m)):
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{flag} {value:g}: give a size above 0")
+    if not 0 <= arguments.gap_km < math.inf:
+        raise UserError(f"--gap-km {arguments.gap_km:g}: give a distance of 0 or more")
     if arguments.block_km is not None and arguments.split_by != "place":
         raise UserError("--block-km: has no effect without --split-by place")
     other = _FOR_SCENES if arguments.path is not None else _FOR_ARCHIVES
@@ -238,7 +244,7 @@ def _source(arguments: argparse.Namespace, team: Team) -> tuple[Source, PlanOpti
         block_km=20.0 if arguments.block_km is None else arguments.block_km,
         gap_km=arguments.gap_km,
         order=arguments.order,
-        shard_bytes=int(arguments.shard_mib * (1 << 20)),
+        shard_bytes=_shard_bytes(arguments),
         samples_per_shard=arguments.samples_per_shard,
         compression=arguments.compression,
         disk_mib_s=arguments.disk_mib_s,
@@ -320,7 +326,7 @@ def _repack(arguments: argparse.Namespace, team: Team) -> tuple[Source, PlanOpti
     check_target(arguments.out)
     if arguments.out.exists() and arguments.shards.exists() and arguments.out.samefile(arguments.shards):
         raise UserError(f"{arguments.out}: is what is read: give another directory to write to")
-    _check_disk_rate(arguments)
+    _check_numbers(arguments)
     for flag in ("val_fraction", "test_fraction"):
         if getattr(arguments, flag) is not None and arguments.splits == "keep":
             raise UserError(f"--{flag.replace('_', '-')}: has no effect without --splits new")
@@ -334,21 +340,37 @@ def _repack(arguments: argparse.Namespace, team: Team) -> tuple[Source, PlanOpti
         order="keep" if arguments.seed is None else "new",
         name=arguments.name,
     )
-    default = PlanOptions()
     return source, PlanOptions(
         seed=arguments.seed or 0,
         val_fraction=arguments.val_fraction or 0.0,
         test_fraction=arguments.test_fraction or 0.0,
-        shard_bytes=default.shard_bytes if arguments.shard_mib is None else int(arguments.shard_mib * (1 << 20)),
+        shard_bytes=_shard_bytes(arguments),
         samples_per_shard=arguments.samples_per_shard,
         compression=arguments.compression,
         disk_mib_s=arguments.disk_mib_s,
     )
 
 
-def _check_disk_rate(arguments: argparse.Namespace) -> None:
-    if arguments.disk_mib_s is not None and arguments.compression != "auto":
-        raise UserError("--disk-mib-s: has no effect without --compression auto")
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    """Raise `UserError` for numbers that `write` and `repack` cannot use, or that would have no effect."""
+    if arguments.workers < 1:
+        raise UserError(f"--workers {arguments.workers}: give 1 or more")
+    if arguments.shard_mib is not None:
+        if not 0 < arguments.shard_mib < math.inf:
+            raise UserError(f"--shard-mib {arguments.shard_mib:g}: give a size above 0")
+        if arguments.samples_per_shard is not None:
+            raise UserError("--shard-mib: has no effect with --samples-per-shard: give one of them")
+    if arguments.disk_mib_s is not None:
+        if arguments.compression != "auto":
+            raise UserError("--disk-mib-s: has no effect without --compression auto")
+        if not 0 < arguments.disk_mib_s < math.inf:
+            raise UserError(f"--disk-mib-s {arguments.disk_mib_s:g}: give a rate above 0")
+
+
+def _shard_bytes(arguments: argparse.Namespace) -> int:
+    from data_prep.plan import PlanOptions
+
+    return PlanOptions().shard_bytes if arguments.shard_mib is None else max(1, int(arguments.shard_mib * (1 << 20)))
 
 
 def _progress() -> Any:

@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,7 +25,15 @@ from data_prep.names import CODECS
 from data_prep.plan import Plan, PlanOptions, make_plan
 from data_prep.readers.registry import REPORT
 from data_prep.scan import SCAN
-from data_prep.shard_file import ShardTask, done_path, finished_record, remove_stale, write_json, write_shard
+from data_prep.shard_file import (
+    ShardTask,
+    disk_error,
+    done_path,
+    finished_record,
+    remove_stale,
+    write_json,
+    write_shard,
+)
 from data_prep.source import Source
 from data_prep.statistics import merge_statistics, published_statistics
 from data_prep.team import Team, leave_with_parent
@@ -34,6 +42,7 @@ from frontier.data.manifest import MANIFEST, SCHEMA
 from frontier.errors import TransientError, UserError
 
 PLAN = "plan.json"
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ def _write(
         job = _prepare(source, directory, chosen, plan, overwrite, team, workers)
         return job.tasks, job.plan.samples, sum(record["samples"] for record in job.records.values())
 
-    tasks, samples, done = team.lead(begin)
+    tasks, samples, done = team.lead(lambda: _said(begin, directory))
     mine = tasks[team.rank :: team.size]
 
     def work() -> list[dict[str, Any]]:
@@ -126,7 +135,15 @@ def _write(
         (directory / SCAN).unlink(missing_ok=True)
         return Written(manifest, len(fresh), len(job.records), time.monotonic() - begun)
 
-    return team.lead(conclude)
+    return team.lead(lambda: _said(conclude, directory))
+
+
+def _said(work: Callable[[], Value], directory: Path) -> Value:
+    """What `work` returns; what the disk refuses it (plan, manifest, cards) as an error in a line."""
+    try:
+        return work()
+    except OSError as error:
+        raise disk_error(error, Path(error.filename or directory / PLAN)) from None
 
 
 def _plan(source: Source, directory: Path, options: PlanOptions) -> tuple[PlanOptions, Plan]:

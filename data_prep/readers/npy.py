@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tokenize
 import zipfile
 import zlib
 from collections import Counter
@@ -32,7 +33,16 @@ from data_prep.source import Source, Target
 from frontier.errors import UserError
 
 _SCAN_BYTES = 32 << 20
-_BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_BROKEN = (
+    *(OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError),
+    *(
+        OverflowError,
+        TypeError,
+        SyntaxError,
+        tokenize.TokenError,
+        MemoryError,
+    ),  # what a damaged header of a .npy ends in
+)
 
 
 @dataclass(frozen=True)

@@ -111,12 +111,18 @@ class Request:
         They are listed in `report`; then `on_error` "stop" raises `UserError`, and "skip" returns the notes to keep.
         """
         if self.report is not None:
-            if bad:
-                self.report.parent.mkdir(parents=True, exist_ok=True)
-                lines = [f"{path}\t{' '.join(reason.split())}\n" for path, reason in bad]
-                self.report.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
-            else:
-                self.report.unlink(missing_ok=True)
+            try:
+                if bad:
+                    self.report.parent.mkdir(parents=True, exist_ok=True)
+                    # A tab or newline in a name would break the table.
+                    lines = [f"{_plain(path)}\t{' '.join(reason.split())}\n" for path, reason in bad]
+                    self.report.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+                else:
+                    self.report.unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"{self.report}: cannot be written ({error.strerror}): make room, or give another directory"
+                ) from None
         if not bad:
             return {"skipped": 0}
         shown = "; ".join(f"{path} ({reason})" for path, reason in bad[:3])
@@ -129,6 +135,10 @@ class Request:
         if len(bad) == total:
             raise UserError(f"{self.path}: none of {total} {what} can be used: {shown}")
         return {"skipped": len(bad)}
+
+
+def _plain(path: str) -> str:
+    return path.translate({ord(sign): repr(sign)[1:-1] for sign in "\t\n\r\\"})
 
 
 def all_readers() -> list[Reader]:

@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import tokenize
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,8 @@ from data_prep.source import ImageColumn, Source
 from data_prep.tar_index import Member, list_members, read_member
 from frontier.errors import UserError
 
+_DAMAGED = (ValueError, EOFError, OSError, OverflowError, TypeError, SyntaxError, tokenize.TokenError, MemoryError)
+"""What the damaged header of a .npy ends in."""
 _PICTURES = ("jpg", "jpeg", "png", "tif", "tiff")
 _ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 
@@ -140,10 +143,10 @@ def decode_array(data: bytes, part: str) -> np.ndarray:
         raise UserError("is not in the .npy format")
     try:
         return np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except _DAMAGED as error:
         if "allow_pickle" in str(error):
             raise UserError("holds Python objects, which are never unpickled") from None
-        raise UserError(f"does not decode as .npy: {str(error).splitlines()[0]}") from None
+        raise UserError(f"does not decode as .npy: {(str(error) or 'damaged').splitlines()[0]}") from None
 
 
 def _is_npy(part: str) -> bool:

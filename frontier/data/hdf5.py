@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,14 @@ def open_file(path: Path) -> h5py.File:
 def check_size(path: Path, size: int) -> None:
     """Raise `UserError` unless the file exists with exactly `size` bytes."""
     try:
-        found = os.stat(path).st_size
+        state = os.stat(path)
     except FileNotFoundError:
         raise UserError(f"shard {path}: missing: {REWRITE}, or copy the directory again") from None
     except OSError as error:
         raise UserError(f"shard {path}: cannot be reached ({error.strerror}): mend the access rights") from None
+    if not stat.S_ISREG(state.st_mode):
+        raise UserError(f"shard {path}: is no regular file: {REWRITE}")
+    found = state.st_size
     if found != size:
         what = "truncated" if found < size else "longer than written"
         raise UserError(f"shard {path}: {what} ({found} bytes, the manifest says {size}): {REWRITE}")
@@ -98,6 +102,11 @@ class OpenShard:
                     raise UserError(f"shard {path}: dataset {name!r} runs past the file's end: {REWRITE}")
                 self.arrays[name] = np.frombuffer(view, dtype, count, offset).reshape(shape)
                 self._offsets[name] = offset
+        except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:  # what h5py makes of torn metadata
+            file.close()
+            self.close()
+            detail = str(error).splitlines()[0].strip("'\"")
+            raise UserError(f"shard {path}: not a readable HDF5 file ({detail}): {REWRITE}") from None
         except BaseException:
             file.close()
             self.close()

@@ -32,6 +32,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from frontier.data.manifest_parts import wrong_parts
 from frontier.errors import UserError
 
 KIND = "frontier-shards"
@@ -120,7 +121,7 @@ def _check(manifest: Any, path: Path) -> None:
             "again with this release, or use the release that wrote them"
         )
     for key, kinds in _REQUIRED.items():
-        if not isinstance(manifest.get(key), kinds):
+        if not isinstance(manifest.get(key), kinds) or isinstance(manifest[key], bool):
             raise _broken(path, f"key {key!r} is missing or of the wrong type")
     total = 0
     files: dict[str, dict[str, Any]] = {}
@@ -140,31 +141,33 @@ def _check(manifest: Any, path: Path) -> None:
         raise _broken(path, f"'samples' is {manifest['samples']} but the shards hold {total}")
     for split, entry in manifest["splits"].items():
         listed = entry.get("shards") if isinstance(entry, dict) else None
-        if not isinstance(listed, list) or any(file not in files or files[file]["split"] != split for file in listed):
+        if not isinstance(listed, list) or any(
+            not isinstance(file, str) or file not in files or files[file]["split"] != split for file in listed
+        ):
             raise _broken(path, f"split {split!r} names shards that are not its own")
-        if entry.get("samples") != sum(files[file]["samples"] for file in listed):
+        if sorted(listed) != sorted(file for file, shard in files.items() if shard["split"] == split):
+            raise _broken(path, f"split {split!r} does not name each of its shards once")
+        count = entry.get("samples")
+        if isinstance(count, bool) or count != sum(files[file]["samples"] for file in listed):
             raise _broken(path, f"split {split!r}: 'samples' is not the sum over its shards")
+    astray = [file for file, shard in files.items() if shard["split"] not in manifest["splits"]]
+    if astray:
+        raise _broken(path, f"shard {astray[0]!r} is of no split")
     _complete(manifest)
-    if not isinstance(manifest["arrays"], dict):
-        raise _broken(path, "key 'arrays' is of the wrong type")
-    for column, spec in (*manifest["images"].items(), *manifest["arrays"].items()):
-        shape = spec.get("shape") if isinstance(spec, dict) else None
-        if not isinstance(shape, list) or not shape or not all(isinstance(n, int) and n > 0 for n in shape):
-            raise _broken(path, f"column {column!r}: 'shape' is not a list of sizes")
-        if not isinstance(spec.get("axes"), str) or len(spec["axes"]) != len(shape):
-            raise _broken(path, f"column {column!r}: 'axes' does not spell its shape {shape}")
-        if not isinstance(spec.get("dtype"), str):
-            raise _broken(path, f"column {column!r}: no 'dtype'")
-    for column, spec in manifest["images"].items():
-        if "C" not in spec["axes"] or len(spec.get("bands") or ()) != spec["shape"][spec["axes"].index("C")]:
-            raise _broken(path, f"image column {column!r}: 'bands' does not name each of its bands")
-        if spec.get("mask") is not None and spec["mask"] not in manifest["arrays"]:
-            raise _broken(path, f"image column {column!r}: its mask {spec['mask']!r} is not among the arrays")
+    problem = wrong_parts(manifest)
+    if problem:
+        raise _broken(path, problem)
 
 
 def stored_arrays(manifest: dict[str, Any]) -> dict[str, Any]:
     """Every column of more than one number a sample: inputs, then masks, targets and others."""
     return manifest["images"] | manifest["arrays"]
+
+
+def full_statistics(spec: dict[str, Any]) -> dict[str, Any] | None:
+    """An input's statistics where all of them are there. Training needs only mean and std, so the others may lack."""
+    found = spec.get("statistics") or {}
+    return found if {"count", "mean", "std", "min", "max"} <= found.keys() else None
 
 
 def _broken(path: Path, what: str) -> UserError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -233,3 +234,25 @@ def test_truncated_while_in_use_is_an_error_not_a_crash(shards: Path) -> None:
     for use in (lambda: opened.read("image", 0, 2), lambda: opened.take("image", [0])):
         with pytest.raises(UserError, match="train-00000.h5: truncated while it was in use"):
             use()
+
+
+def test_torn_metadata_is_one_line(shards: Path) -> None:
+    """Each 512 bytes of a shard overwritten in turn: it is read, or refused with its name; h5py's errors stay inside."""
+    file = shards / "train-00000.h5"
+    whole, refusals = file.read_bytes(), []
+    for start in range(0, len(whole), 512):
+        file.write_bytes(whole[:start] + bytes(len(whole[start : start + 512])) + whole[start + 512 :])
+        try:
+            ShardSet(shards).column("label")
+        except UserError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 1
+    assert all("train-00000.h5" in text and "again" in text for text in refusals)
+
+
+def test_a_shard_that_is_no_file(shards: Path) -> None:
+    file = shards / "train-00000.h5"
+    file.unlink()
+    os.mkfifo(file)
+    change(shards, lambda m: m["shards"][0].update(bytes=0))
+    refused(shards, "train-00000.h5", "no regular file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -158,3 +159,24 @@ def test_a_disk_that_fills_up_while_writing(tmp_path: Path, compression: str) ->
         assert verify(disk / "out", deep=True)[0] == []
     finally:
         subprocess.run(["umount", "-l", disk], check=False)
+
+
+@pytest.mark.parametrize("name", [CLAIM, "plan.json", "manifest.json", "README.md"])
+def test_a_disk_that_refuses_the_small_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not a shard (claim, plan, manifest, card) ends with one line as well, and a second call finishes."""
+    out, sync, place = tmp_path / "out", os.fsync, os.pwrite
+
+    def full(descriptor: int, *more: Any) -> Any:
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.lstrip(".").startswith(name.lstrip(".")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return place(descriptor, *more) if more else sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(UserError, match="disk is full|No space left") as caught:
+            write(source(), out, PlanOptions())
+        assert str(out) in str(caught.value)
+    assert not [path for path in out.iterdir() if path.name == CLAIM or ".tmp-" in path.name]
+    write(source(), out, PlanOptions())
+    assert verify(out, deep=True)[0] == []

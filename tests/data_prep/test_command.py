@@ -231,3 +231,37 @@ def test_verify_on_ranks_and_workers_says_the_same(tmp_path: Path) -> None:
     found = answers()
     assert found == [found[0]] * 3
     assert found[0][0] and "train-00002.h5" in found[0][1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--gap-km", "nan"),
+        ("--gap-km", "-3"),
+        ("--block-km", "nan", "--split-by", "place"),
+        ("--shard-mib", "nan"),
+        ("--shard-mib", "inf"),
+        ("--shard-mib", "1", "--samples-per-shard", "4"),
+        ("--disk-mib-s", "0", "--compression", "auto"),
+        ("--disk-mib-s", "nan", "--compression", "auto"),
+        ("--workers", "0"),
+    ],
+)
+def test_numbers_without_sense_are_refused(
+    options: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also by a dry run, and before anything is looked at."""
+    out = tmp_path / "out"
+    assert frontier(["shards", "write", "--scenes", "8", "--dry-run", *options, str(out)]) == EXIT_USER
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert options[0] in printed.err
+    assert not out.exists()
+
+
+def test_ground_distance_is_above_zero(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for value in ("nan", "-5"):
+        command = ["shards", "write", "--from", str(image_folder), "--gsd-m", value, str(tmp_path / "out")]
+        assert frontier(command) == EXIT_USER
+        assert f"--gsd-m {value}: give a size above 0" in capsys.readouterr().err

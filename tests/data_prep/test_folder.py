@@ -326,3 +326,39 @@ def test_a_scan_goes_on_where_a_killed_one_was(tmp_path: Path, monkeypatch: pyte
     assert source.describe() == scan(root).describe()
     write(source, tmp_path / "out", PlanOptions())
     assert not kept.exists() and (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_links_in_a_ring_and_pipes_are_listed(tmp_path: Path) -> None:
+    """Neither is followed for ever."""
+    root = folder_of(tmp_path / "in", 1, 2)
+    (root / "class0/ring.png").symlink_to("ring.png")
+    os.mkfifo(root / "class0/pipe.png")
+    report = tmp_path / "out" / "unreadable.tsv"
+    with pytest.raises(UserError, match=r"2 of 4 images.*pipe.png \(not a regular file\).*ring.png"):
+        scan(root, report=report)
+    assert scan(root, on_error="skip", report=report).listing().notes["skipped"] == 2
+
+
+def test_a_name_with_a_newline_is_one_line_of_the_report(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "in", 1, 2)
+    (root / "class0/a\n\tb.png").write_bytes(b"")
+    scan(root, on_error="skip", report=tmp_path / "unreadable.tsv")
+    assert (tmp_path / "unreadable.tsv").read_text().startswith("class0/a\\n\\tb.png\tnot a JPEG")
+    assert (tmp_path / "unreadable.tsv").read_text().count("\n") == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_damaged_tags_are_one_reason_and_no_warning(tmp_path: Path) -> None:
+    """Every byte of a TIFF's table of tags set to several values: decoded, or refused in words."""
+    stream = io.BytesIO()
+    Image.fromarray(noise(1)).save(stream, "TIFF")
+    data, refused = stream.getvalue(), []
+    table = struct.unpack("<I", data[4:8])[0]
+    for place in range(table, len(data)):
+        for value in (0, 1, 127, 255):
+            try:
+                decode(data[:place] + bytes([value]) + data[place + 1 :])
+            except UserError as error:
+                refused.append(str(error))
+    assert len(refused) > 20
+    assert "\n" not in "".join(refused)

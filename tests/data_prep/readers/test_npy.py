@@ -16,6 +16,7 @@ import pytest
 from data_prep.plan import PlanOptions, make_plan
 from data_prep.readers import npy
 from data_prep.readers.registry import Request, find_reader, parse_settings
+from data_prep.readers.webdataset import decode_array
 from data_prep.source import Source
 from data_prep.writer import write
 from frontier.data.shards import ShardSet
@@ -419,3 +420,16 @@ def test_real_sentinel2(tmp_path: Path) -> None:
     for sample, image in zip(shards.column("sample_id"), shards.read("image", 0, 20), strict=True):
         stored = np.load(tmp_path / "in" / os.fsdecode(sample))
         assert np.array_equal(image, np.moveaxis(stored, 2, 0))
+
+
+def test_damaged_headers_are_listed(tmp_path: Path) -> None:
+    """Negative and huge sizes, and a type that there is none of, in the header of a .npy."""
+    np.save(tmp_path / "good.npy", np.zeros((8, 8, 2), np.float32))
+    data = (tmp_path / "good.npy").read_bytes()
+    for number, (old, new) in enumerate(
+        [(b"(8, 8, 2)", b"(8,8,-2) "), (b"(8, 8, 2)", b"(9**9999)"), (b"8, 2), }   ", b"9999999999)"), (b"<f4", b"<zz")]
+    ):
+        (tmp_path / f"bad{number}.npy").write_bytes(data.replace(old, new))
+        assert npy.inspect((str(tmp_path / f"bad{number}.npy"), "HWC", None, "", "")).error
+        with pytest.raises(UserError):
+            decode_array(data.replace(old, new), "npy")
