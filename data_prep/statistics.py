@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -68,8 +69,9 @@ def _of_integers(values: np.ndarray, nodata: float | None) -> dict[str, Any]:
         return _nothing()
     numbers, weights = there + low, counts[there]
     total = int(weights.sum())
-    first, second = int((numbers * weights).sum()), int((numbers.astype(object) ** 2 * weights).sum())
-    buckets = _buckets(numbers.astype(np.float64))
+    # 64 bits hold the sum of 2^31 squares of 16-bit numbers, and a block is a few million.
+    first, second = int(numbers @ weights), int((numbers * numbers) @ weights)
+    buckets = _integer_buckets(low, len(counts))[there]
     edges = np.flatnonzero(np.diff(buckets, prepend=buckets[0] - 1))
     return {
         "count": total,
@@ -126,6 +128,12 @@ def _buckets(values: np.ndarray) -> np.ndarray:
     """Bucket of each number, int64, rising with it: sign · ⌈ln(1 + |v| / 1e-9) / ln γ⌉."""
     size = np.ceil(np.log1p(np.abs(values) / _SMALL) / _LOG_GAMMA)
     return np.copysign(size, values).astype(np.int64)
+
+
+@lru_cache(maxsize=4)
+def _integer_buckets(low: int, count: int) -> np.ndarray:
+    """The buckets of `low`, `low` + 1, …: [count]."""
+    return _buckets(np.arange(low, low + count, dtype=np.float64))
 
 
 def _middle(bucket: int) -> float:
