@@ -39,6 +39,24 @@ class Constants:
         return dataclasses.replace(self, **{name: value for name, value in own.items() if value is not None})
 
 
+@dataclass(frozen=True)
+class FSDP1Memory:
+    """See `memory_fsdp1` in `constants.yaml`."""
+
+    library_gib: float
+    scores: float
+    start_blocks: float
+    end_blocks: float
+    active_start_blocks: float
+    active_end_blocks: float
+    active_whole: float
+
+
+@lru_cache
+def fsdp1_memory() -> FSDP1Memory:
+    return FSDP1Memory(**raw()["memory_fsdp1"])
+
+
 @lru_cache
 def raw() -> dict[str, Any]:
     return yaml.safe_load(FILE.read_text())

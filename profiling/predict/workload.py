@@ -34,6 +34,8 @@ class Stack:
     heads: int
     hidden: int
     mlp: str
+    last_queries: int | None = None
+    """Tokens that leave the last block, where not all do (the masked ones of the MAE decoder)."""
 
     @property
     def block_parameters(self) -> int:
@@ -57,12 +59,29 @@ class Stack:
         return self.tokens * token + 5 * self.heads * self.tokens**2
 
     def kept_values(self) -> float:
-        """Values that a block keeps for its backward pass, an image: input, norms, q k v, attention, second residual; the MLP's."""
-        return self.tokens * (8 * self.width + (4 if self.mlp == "gated" else 2) * self.hidden)
+        """Values that a block keeps for its backward pass, an image: input, norm, q k v on all its tokens; attention's result, second
+        residual, its norm and the MLP's (two of `hidden`, gated four) on those that go on.
+        """
+        return 5 * self.tokens * self.width + self._going_on * self.tokens
+
+    def kept_in_all(self) -> float:
+        """Of all blocks of the stack."""
+        less = 0 if self.last_queries is None else self.tokens - self.last_queries
+        return self.blocks * self.kept_values() - self._going_on * less
+
+    def dear_in_all(self) -> float:
+        """What `selective` checkpointing keeps of all blocks of the stack, inputs included."""
+        less = 0 if self.last_queries is None else self.tokens - self.last_queries
+        going_on = 3 * self.width + (2 if self.mlp == "gated" else 1) * self.hidden
+        return self.blocks * (self.input_values() + self.kept_dear()) - going_on * less
+
+    @property
+    def _going_on(self) -> int:
+        return 3 * self.width + (4 if self.mlp == "gated" else 2) * self.hidden
 
     def kept_dear(self) -> float:
-        """Of them, what `selective` checkpointing keeps beside the input: results of products and attention."""
-        return self.tokens * (6 * self.width + (3 if self.mlp == "gated" else 1) * self.hidden - self.width)
+        """What `selective` checkpointing keeps of a block beside its input: results of products and attention."""
+        return self.tokens * (6 * self.width + (2 if self.mlp == "gated" else 1) * self.hidden)
 
     def input_values(self) -> int:
         return self.tokens * self.width
@@ -77,8 +96,8 @@ class Workload:
         root_parameters: those outside the blocks (embedding, tokens, norms, prediction).
         flops: products of a forward pass of one image, by the project's convention.
         outside_flops: the part of them outside the blocks.
-        outside_values: values kept outside the blocks, an image.
-        attention_fused: probabilities of attention never leave the kernel.
+        outside_values: values kept outside the blocks, an image, in the computing precision.
+        loss_values: values that the loss keeps, float32.
     """
 
     name: WorkloadName
@@ -88,6 +107,7 @@ class Workload:
     flops: int
     outside_flops: int
     outside_values: int
+    loss_values: int
     tokens: int
     image_size: int
 
@@ -121,21 +141,22 @@ def workload(model: str, name: WorkloadName, image_size: int = 224, channels: in
         parameters = encoder_parameter_count(shape, channels, position_image_size=image_size)
         return Workload(
             "vit", (stack,), parameters, parameters - stack.blocks * stack.block_parameters,
-            stack.blocks * stack.block_flops + embedding, embedding, patches * values + 3 * (1 + patches) * shape.width,
-            1 + patches, image_size,
+            stack.blocks * stack.block_flops + embedding, embedding, patches * values + 2 * (1 + patches) * shape.width,
+            0, 1 + patches, image_size,
         )  # fmt: skip
     if name != "mae":
         raise UserError(f"workload '{name}' is unknown: vit (all tokens) or mae (masked pretraining)")
     config = MAEConfig.preset(model, image_size=image_size, channels=channels, mask_ratio=mask_ratio)
     decoder = config.decoder
     encoder = Stack(shape.depth, 1 + config.kept, shape.width, shape.heads, shape.mlp_hidden, shape.mlp)
-    after = Stack(decoder.depth, 1 + patches, decoder.width, decoder.heads, 4 * decoder.width, "plain")
+    masked = patches - config.kept
+    after = Stack(decoder.depth, 1 + patches, decoder.width, decoder.heads, 4 * decoder.width, "plain", masked)
     stacks = (encoder, after)
     parameters, flops = parameter_count(config), flops_per_image(config).forward
     inside = sum(stack.blocks * stack.block_parameters for stack in stacks)
     block_work = sum(stack.blocks * stack.block_flops for stack in stacks)
-    masked = patches - config.kept
-    outside = (patches + config.kept + 4 * masked) * values + 3 * encoder.input_values() + 4 * after.input_values()
+    # Visible pixels, final norms' inputs and results; the loss keeps its difference and scale in float32.
+    outside = config.kept * values + 2 * encoder.input_values() + 2 * masked * decoder.width
     return Workload(
-        "mae", stacks, parameters, parameters - inside, flops, max(0, flops - block_work), outside, encoder.tokens, image_size
+        "mae", stacks, parameters, parameters - inside, flops, max(0, flops - block_work), outside, 2 * masked * values, encoder.tokens, image_size
     )  # fmt: skip
