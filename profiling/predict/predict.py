@@ -58,8 +58,14 @@ def check_tensor(case: Case) -> None:
     for stack in case.work.stacks:
         for name, count in (("heads", stack.heads), ("hidden units", stack.hidden)):
             if count % case.tensor:
-                fit = [d for d in divisors(count) if d <= 64 and all(s.heads % d == 0 and s.hidden % d == 0 for s in case.work.stacks)]
-                raise UserError(f"tensor {case.tensor} does not divide the {count} {name} of {case.model}: use one of {', '.join(map(str, fit))}")
+                fit = [
+                    d
+                    for d in divisors(count)
+                    if d <= 64 and all(s.heads % d == 0 and s.hidden % d == 0 for s in case.work.stacks)
+                ]
+                raise UserError(
+                    f"tensor {case.tensor} does not divide the {count} {name} of {case.model}: use one of {', '.join(map(str, fit))}"
+                )
 
 
 def _time(row: Row, case: Case, timed: Step) -> None:

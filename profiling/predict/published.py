@@ -80,10 +80,25 @@ def published_rows() -> list[Row]:
         where = (model, word, 8 * nodes if word == "FULL_SHARD" else max(8, case.dims.shard))
         rows.append(
             Row(
-                source="published", model=model, system="frontier", strategy=case.strategy, nodes=nodes, devices=case.devices,
-                micro_batch=32, engine="fsdp1", precision=case.precision, global_batch=case.global_batch, mesh=case.dims.as_dict(),
-                tokens=case.work.tokens, parameters=case.work.parameters, memory_gib=memory.get(where, {}), memory_limit_gib=63.98,
-                images_per_s=rate, step_s=case.global_batch / rate, notes=[CITATION], activation_checkpointing="full",
+                source="published",
+                model=model,
+                system="frontier",
+                strategy=case.strategy,
+                nodes=nodes,
+                devices=case.devices,
+                micro_batch=32,
+                engine="fsdp1",
+                precision=case.precision,
+                global_batch=case.global_batch,
+                mesh=case.dims.as_dict(),
+                tokens=case.work.tokens,
+                parameters=case.work.parameters,
+                memory_gib=memory.get(where, {}),
+                memory_limit_gib=63.98,
+                images_per_s=rate,
+                step_s=case.global_batch / rate,
+                notes=[CITATION],
+                activation_checkpointing="full",
             )  # fmt: skip
         )
     return rows

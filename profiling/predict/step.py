@@ -56,7 +56,10 @@ def gathers_per_micro_batch(strategy: str) -> int:
 
 def moved(case: Case, c: Constants) -> Moved:
     dims, work, times = case.dims, case.work, case.accumulation
-    shard, replicate = Axis(case.system, dims.shard, dims.tensor), Axis(case.system, dims.replicate, dims.tensor * dims.shard)
+    shard, replicate = (
+        Axis(case.system, dims.shard, dims.tensor),
+        Axis(case.system, dims.replicate, dims.tensor * dims.shard),
+    )
     units = [(stack.blocks, stack.block_parameters / dims.tensor) for stack in work.stacks]
     units.append((1, work.root_parameters))
     gathers = backward = scatters = reduces = 0.0
