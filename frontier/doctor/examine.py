@@ -18,6 +18,7 @@ from frontier.doctor import collectives, compare, machine, rates, storage, syste
 from frontier.doctor.checks import Check, bounded, error, merge, ok, warning
 from frontier.doctor.environment import Site, judge
 from frontier.errors import UserError
+from frontier.launch.host_memory import keep_freed_memory
 from frontier.launch.process_group import choose_device, process_group
 from frontier.launch.ranks import Ranks, rendezvous
 from frontier.train.metrics import peak_tflops
@@ -55,6 +56,8 @@ def examine(ranks: Ranks, output: Output, *, quick: bool, timeout_s: int, target
         own = [machine.check_versions(found), *machine.check_limits(), machine.check_host_memory()]
     with bound("devices"):
         device = choose_device(ranks)
+        if device.type == "cpu":
+            keep_freed_memory()  # as training does: without it every product pays for page faults
         site = Site.here(device.type, torch.version.hip is not None)
         own += [*machine.check_devices(ranks, device), machine.check_cores(ranks, site)]
     own += judge(os.environ, ranks, site)

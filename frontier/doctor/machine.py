@@ -71,7 +71,7 @@ def check_host_memory() -> Check:
 
 
 def check_limits() -> list[Check]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
     if 0 <= soft < 1024:
         found = [warning("open_files", f"{files} files a process", "ulimit -n 65536", soft, "files")]
