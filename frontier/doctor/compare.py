@@ -5,27 +5,27 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from frontier.doctor.checks import Check, error, ok, warning
+from frontier.launch.doctor import all_gather
 
 SLOW = 0.75
 """A rank below this part of the median rate is named."""
 SKEW_S = 1.0
 
 
-def clock_offsets(rounds: int = 5) -> list[float]:
+def clock_offsets(device: torch.device, rounds: int = 5) -> list[float]:
     """Collective: seconds that each rank's clock is ahead of rank 0's, the median of `rounds` barriers."""
-    world = dist.get_world_size()
     seen = []
+    every = torch.empty(dist.get_world_size(), 2, dtype=torch.int64, device=device)
     for _ in range(rounds):
         dist.barrier()
-        now = time.time()
-        times: list[Any] = [None] * world
-        dist.all_gather_object(times, now)
-        seen.append([t - times[0] for t in times])
+        all_gather(every.view(-1), torch.tensor(divmod(time.time_ns(), 10**9), dtype=torch.int64, device=device))
+        (first_s, first_ns), *_ = times = every.tolist()
+        seen.append([(s - first_s) + (ns - first_ns) / 1e9 for s, ns in times])
     return [statistics.median(column) for column in zip(*seen, strict=True)]
 
 

@@ -18,6 +18,7 @@ from frontier.doctor import collectives, compare, machine, rates, storage, syste
 from frontier.doctor.checks import Check, bounded, error, merge, ok, warning
 from frontier.doctor.environment import Site, judge
 from frontier.errors import UserError
+from frontier.launch.doctor import all_gather
 from frontier.launch.host_memory import keep_freed_memory
 from frontier.launch.process_group import choose_device, process_group
 from frontier.launch.ranks import Ranks, rendezvous
@@ -66,13 +67,13 @@ def examine(ranks: Ranks, output: Output, *, quick: bool, timeout_s: int, target
         return
     if ranks.local_rank == 0:
         own += _node(ranks, device, bound, quick)
-    rank_rates = _rates(device, own, bound, quick)
+    _rates(device, own, bound, quick)
     if ranks.world_size == 1 and target is None:
         output.checks += [*own, ok("collectives", "not measured: one rank")]
         return
     try:
         with process_group(ranks, device, timeout_s):
-            _together(ranks, device, host, found, own, rank_rates, output, bound, quick, target)
+            _together(ranks, device, host, found, own, output, bound, quick, target)
     except UserError as problem:  # ranks that did not come, or were lost
         text = str(problem).split(": check MASTER_ADDR")[0].split(": its own output")[0]
         where = f"{rendezvous(ranks)[0]}"
@@ -97,7 +98,7 @@ def _node(ranks: Ranks, device: torch.device, bound: Bound, quick: bool) -> list
     return own
 
 
-def _rates(device: torch.device, own: list[Check], bound: Bound, quick: bool) -> dict[str, float]:
+def _rates(device: torch.device, own: list[Check], bound: Bound, quick: bool) -> None:
     """Products, memory and copies of this rank, appended to `own`."""
     widths = (256, 512, 1024) if device.type == "cpu" else (2048, 4096, 8192)
     tokens = 512 if device.type == "cpu" else 8192
@@ -128,7 +129,6 @@ def _rates(device: torch.device, own: list[Check], bound: Bound, quick: bool) ->
         with bound("host_to_device"):
             speed = rates.to_device_gb_per_s(device)
         own.append(ok("host_to_device", f"{speed:.3g} GB/s from pinned memory", speed, "GB/s"))
-    return found
 
 
 def _together(
@@ -137,32 +137,49 @@ def _together(
     host: str,
     versions: dict[str, str | None],
     own: list[Check],
-    rank_rates: dict[str, float],
     output: Output,
     bound: Bound,
     quick: bool,
     target: Path | None,
 ) -> None:
-    """Everything that needs the other ranks."""
-    with bound("ranks"):
-        every: list[Any] = [None] * ranks.world_size
-        mine = own if ranks.local_rank == 0 else []
-        dist.all_gather_object(every, (host, versions, rank_rates, mine))
-    hosts, found, measured = [e[0] for e in every], [e[1] for e in every], [e[2] for e in every]
-    output.checks += merge([(e[0], e[3]) for e in every if e[3]])
-    output.checks.append(_hosts(hosts, ranks))
+    """Everything that needs the other ranks. Rank 0 alone hears of them all and judges; all learn whether an ERROR was found."""
+    every: list[Any] | None = [None] * ranks.world_size if ranks.is_main else None
     fits: list[collectives.Fit] = []
+    with bound("ranks"):
+        dist.gather_object((host, versions, own if ranks.local_rank == 0 else []), every, dst=0)
+    hosts = [e[0] for e in every or []]
+    if every is not None:
+        output.checks += [*merge([(e[0], e[2]) for e in every if e[2]]), _hosts(hosts, ranks)]
     if ranks.world_size > 1:
-        output.checks.append(compare.check_same(found, hosts))
         with bound("clocks"):
-            output.checks.append(compare.check_clocks(compare.clock_offsets(), hosts))
-        for name, unit in (("product.fp32", "TFLOP/s"), ("memory_bandwidth", "GB/s")):
-            output.checks.append(compare.check_spread(name, [m[name] for m in measured], hosts, unit))
+            offsets = compare.clock_offsets(device)
+        if every is not None:
+            output.checks += [compare.check_same([e[1] for e in every], hosts), compare.check_clocks(offsets, hosts)]
+        with bound("spread"):
+            products, bandwidths = zip(*_at_once(device), strict=True)
+        if every is not None:
+            output.checks.append(compare.check_spread("product.fp32", products, hosts, "TFLOP/s"))
+            output.checks.append(compare.check_spread("memory_bandwidth", bandwidths, hosts, "GB/s"))
         with bound("collectives"):
             fits = collectives.over_the_machine(device, ranks.local_world_size, quick)
         output.checks += _collectives(fits, ranks, device)
     if target is not None:
         _write_system(target, ranks, device, output, fits, bound, quick)
+    failed = torch.tensor([any(c.status == "ERROR" for c in output.checks)], dtype=torch.int32, device=device)
+    dist.broadcast(failed, 0)
+    if failed.item() and not ranks.is_main:
+        output.checks.append(error("job", "rank 0 reports an ERROR", "see its report"))
+
+
+def _at_once(device: torch.device) -> list[list[float]]:
+    """Collective: (TFLOP/s of a float32 product, GB/s of a triad) of every rank, all at work at the same time."""
+    width = 512 if device.type == "cpu" else 4096
+    dist.barrier()
+    product = rates.product_tflops((width, width, width), torch.float32, device)
+    own = torch.tensor([product, rates.triad_gb_per_s(device, 16 << 20)], device=device, dtype=torch.float32)
+    every = torch.empty(dist.get_world_size(), 2, device=device)
+    all_gather(every.view(-1), own)
+    return every.tolist()
 
 
 def _hosts(hosts: Sequence[str], ranks: Ranks) -> Check:
