@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 from torch.optim.adamw import adamw
 
 from frontier.launch.doctor import seconds
@@ -135,6 +137,32 @@ def block_overhead_s(device: torch.device, dtype: torch.dtype = torch.float32, r
     """A transformer block with next to nothing to compute: what its operators cost to call."""
     block = Block(8, 2, 32).to(device=device, dtype=dtype)
     return both(block, torch.randn(1, 2, 8, device=device).to(dtype), repeats)
+
+
+def sharded_block_s(mesh: DeviceMesh, repeats: int = 5, blocks: int = 4) -> Both:
+    """The same block under FSDP2 with nobody to talk to (a mesh of one rank): its hooks, copies and streams included."""
+    device = torch.device(
+        mesh.device_type, torch.accelerator.current_device_index() if mesh.device_type != "cpu" else None
+    )
+    model = nn.Sequential(*(Block(8, 2, 32) for _ in range(blocks))).to(device)
+    for block in model:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    x = torch.randn(1, 2, 8, device=device)
+    taken = []
+    for _ in range(4 * repeats + 1):
+        start = time.perf_counter()
+        y = model(x)
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        middle = time.perf_counter()
+        y.sum().backward()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        taken.append(((middle - start) / blocks, (time.perf_counter() - middle) / blocks))
+        model.zero_grad()
+    forward, backward = (statistics.median(column) for column in zip(*taken[1:], strict=True))
+    return Both(forward, backward)
 
 
 def operator_s(device: torch.device, repeats: int = 5) -> float:

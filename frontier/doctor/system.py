@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import yaml
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from frontier.doctor import rates
 from frontier.doctor.collectives import Fit
@@ -35,8 +36,8 @@ GPU_SIZES = ((8192, 768, 2304), (8192, 1536, 6144), (8192, 2816, 8448), (8192, 2
 QUICK_SIZES = ((512, 192, 768), (512, 384, 1536))
 
 
-def constants(device: torch.device, quick: bool = False) -> dict[str, Any]:
-    """Everything a rank does in a step, timed on this rank; a flat dictionary of numbers. Not collective."""
+def constants(device: torch.device, mesh: DeviceMesh, quick: bool = False) -> dict[str, Any]:
+    """Everything a rank does in a step, timed on this rank; a flat dictionary of numbers. Not collective: `mesh` is of one rank."""
     cpu, repeats = device.type == "cpu", 3 if quick else 5
     sizes = QUICK_SIZES if quick else CPU_SIZES if cpu else GPU_SIZES
     batch, tokens, heads, dim = (16, 50, 6, 64) if cpu else (32, 257, 16, 96)
@@ -64,6 +65,8 @@ def constants(device: torch.device, quick: bool = False) -> dict[str, Any]:
         )
         done = rates.block_overhead_s(device, dtype, repeats)
         found[f"block.{name}.forward"], found[f"block.{name}.backward"] = done.forward_s, done.backward_s
+    sharded = rates.sharded_block_s(mesh, repeats)
+    found["sharded.forward"], found["sharded.backward"] = sharded.forward_s, sharded.backward_s
     found["triad"] = rates.triad_gb_per_s(device, 16 << 20 if quick else None, repeats)
     found["optimizer"] = rates.optimizer_gb_per_s(device, (1 if quick else 16) << 20, repeats)
     found["operator"] = rates.operator_s(device, repeats)
@@ -105,14 +108,14 @@ def over_ranks(found: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {key: statistics.median(column) for key, column in zip(found, zip(*table, strict=True), strict=True)}
 
 
-def alone(device: torch.device, rank: int, quick: bool, threads: int | None = None) -> dict[str, Any]:
+def alone(device: torch.device, mesh: DeviceMesh, rank: int, quick: bool, threads: int | None = None) -> dict[str, Any]:
     """Collective: `constants` of rank 0 while the others wait; with `threads` threads instead of its own."""
     found: list[Any] = [None]
     if rank == 0:
         before = torch.get_num_threads()
         if threads:
             torch.set_num_threads(threads)
-        found = [constants(device, quick)]
+        found = [constants(device, mesh, quick)]
         torch.set_num_threads(before)
     dist.broadcast_object_list(found)
     return found[0]
@@ -124,15 +127,16 @@ def measure(ranks: Ranks, device: torch.device, quick: bool, during: Callable[[s
     `during(name)` is a context that bounds each in time.
     """
     runs: dict[str, dict[str, Any]] = {}
+    mesh = init_device_mesh(device.type, (ranks.world_size, 1), mesh_dim_names=("of", "self"))["self"]
     with during("system.all"):
         dist.barrier()
-        runs["all"] = over_ranks(constants(device, quick), device)
+        runs["all"] = over_ranks(constants(device, mesh, quick), device)
     if ranks.world_size > 1:
         with during("system.alone"):
-            runs["alone"] = alone(device, ranks.rank, quick)
+            runs["alone"] = alone(device, mesh, ranks.rank, quick)
     if device.type == "cpu" and ranks.world_size > 1 and torch.get_num_threads() < cores():
         with during("system.whole_node"):
-            runs["whole_node"] = alone(device, ranks.rank, quick, cores())
+            runs["whole_node"] = alone(device, mesh, ranks.rank, quick, cores())
     return runs
 
 
@@ -170,6 +174,7 @@ def _table(found: dict[str, Any]) -> dict[str, Any]:
             },
         }
     return out | {
+        "sharded_block_overhead_s": {"forward": found["sharded.forward"], "backward": found["sharded.backward"]},
         "triad_gb_per_s": found["triad"],
         "optimizer_gb_per_s": found["optimizer"],
         "operator_s": found["operator"],
@@ -202,8 +207,8 @@ def describe(
         f"product_efficiency_{dtype}": measured(typical(here, dtype) / peaks[dtype]) for dtype in rates.DTYPES
     }
     efficiency["memory_efficiency"] = measured(elementwise(here, "fp32") / here["triad"])
-    block = here["block.fp32.forward"] + here["block.fp32.backward"]
-    efficiency["launch_s"] = measured(block / 3, of="one pass of a block: forward counts 1, backward 2")
+    block = here["sharded.forward"] + here["sharded.backward"]
+    efficiency["launch_s"] = measured(block / 3, of="one pass of a block under FSDP: forward counts 1, backward 2")
     efficiency["optimizer_gb_per_s"] = measured(here["optimizer"], bytes_a_parameter=rates.ADAMW_BYTES)
     efficiency["operator_s"] = measured(here["operator"])
     efficiency["ranks"] = {
