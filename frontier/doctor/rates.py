@@ -141,9 +141,7 @@ def block_overhead_s(device: torch.device, dtype: torch.dtype = torch.float32, r
 
 def sharded_block_s(mesh: DeviceMesh, repeats: int = 5, blocks: int = 4) -> Both:
     """The same block under FSDP2 with nobody to talk to (a mesh of one rank): its hooks, copies and streams included."""
-    device = torch.device(
-        mesh.device_type, torch.accelerator.current_device_index() if mesh.device_type != "cpu" else None
-    )
+    device = torch.device(mesh.device_type)  # of an accelerator the current one
     model = nn.Sequential(*(Block(8, 2, 32) for _ in range(blocks))).to(device)
     for block in model:
         fully_shard(block, mesh=mesh)
