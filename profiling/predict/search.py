@@ -157,6 +157,6 @@ def sweep_models(case: Case, models: Sequence[str], nodes: Sequence[int], words:
                     error=str(error),
                     workload=case.workload,
                     engine=case.engine,
-                )  # fmt: skip
+                )
             )
     return rows
