@@ -4,7 +4,7 @@ Nothing here imports torch or a vendor's library before a meter is opened. `pyth
 machine; docs/energy.md says what each source includes.
 """
 
-from frontier.energy.meter import Lap, Meter
 from frontier.energy.choice import open_meter, survey
+from frontier.energy.meter import Lap, Meter
 
 __all__ = ["Lap", "Meter", "open_meter", "survey"]

@@ -8,10 +8,10 @@ import sys
 import time
 from typing import Any
 
+from frontier.energy.choice import DEVICE_SOURCES, NODE_SOURCES, choose, survey
 from frontier.energy.meter import Meter
 from frontier.energy.slurm import job_energy
 from frontier.energy.source import Access, Unavailable, total
-from frontier.energy.choice import DEVICE_SOURCES, NODE_SOURCES, choose, survey
 from frontier.errors import EXIT_OK, UserError
 
 NOT_MEASURED = "not measured"

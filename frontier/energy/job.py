@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from frontier.energy.choice import choose
 from frontier.energy.meter import Meter
 from frontier.energy.source import Access, Unavailable
-from frontier.energy.choice import choose
 from frontier.launch.ranks import Ranks
 
 

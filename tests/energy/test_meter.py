@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from frontier.energy import open_meter
+from frontier.energy.choice import ORDER, choose, survey
 from frontier.energy.meter import Meter
 from frontier.energy.source import Access, Integrated, Source, Unavailable
-from frontier.energy.choice import ORDER, choose, survey
 from tests.energy.test_devices import answering, fake_nvml, no_module
 from tests.energy.trees import write_cray, write_rapl
 
