@@ -44,6 +44,7 @@ def findings(device_type: str | None, seconds: float, access: Access) -> dict[st
         "why_not": None if source else why,
         "power_w": None,
         "parts_w": {},
+        "sensor_w": None,
         "joules": {},
         "read_ms": None,
         "threaded": None,
@@ -61,6 +62,10 @@ def findings(device_type: str | None, seconds: float, access: Access) -> dict[st
             "read_ms": 1e3 * meter.read_s,
             "threaded": meter.threaded,
         }
+        try:
+            found["sensor_w"] = source.sensor_w()
+        except Exception:  # a check beside the reading, of a vendor's library
+            pass
         if lap is not None:
             found |= {"power_w": lap.watts, "parts_w": {name: value / lap.seconds for name, value in lap.parts.items()}}
         meter.close()
@@ -79,6 +84,10 @@ def lines(found: dict[str, Any]) -> list[str]:
             f"power   {power}" + (f" ({parts})" if parts else ""),
             f"a read  {found['read_ms']:.2f} ms, {'in a thread beside the steps' if found['threaded'] else 'in the step'}",
         ]
+        if found["sensor_w"] is not None:
+            out.append(
+                f"sensor  {found['sensor_w']:.1f} W now, by the source's own power sensor: far from the line above, the counters are wrong"
+            )
         if found["joules"]:
             out.append(f"counter {total(found['joules']):.0f} J")
     else:

@@ -90,6 +90,9 @@ class _Counters(Source):
     def read(self) -> dict[str, float]:
         return by_module(self._dies(), "joules")
 
+    def sensor_w(self) -> float | None:
+        return sum(by_module(self._dies(), "watts").values()) or None
+
 
 def _covers(modules: int) -> str:
     return f"{modules} AMD module(s), all their dies"
@@ -111,7 +114,7 @@ def open_library(access: Access, ranks: int) -> Source:
     """The amdsmi library. Raises Unavailable where it is not installed or finds no device."""
     try:
         smi = access.load("amdsmi")
-    except (ImportError, OSError, KeyError) as error:  # the package itself fails so without a ROCm library beside it
+    except Exception as error:  # ImportError, or whatever the package raises without a ROCm library beside it
         raise Unavailable(f"no Python module amdsmi ({error})") from None
     try:
         smi.amdsmi_init()
@@ -137,10 +140,8 @@ def open_library(access: Access, ranks: int) -> Source:
             count = number(energy.get("energy_accumulator", energy.get("power")))
             resolution = number(energy.get("counter_resolution"))
             joules = count * resolution / 1e6 if count and resolution else None
-            watts = None
-            if joules is None:
-                power = ask("amdsmi_get_power_info", handle)
-                watts = number(power.get("average_socket_power")) or number(power.get("current_socket_power"))
+            power = ask("amdsmi_get_power_info", handle)
+            watts = number(power.get("average_socket_power")) or number(power.get("current_socket_power"))
             found.append(Die(name, module, joules, watts))
         return found
 

@@ -35,6 +35,8 @@ def _try(key: str, access: Access, ranks: int) -> Finding:
         source.read()
     except Unavailable as error:
         return Finding(key, None, str(error))
+    except Exception as error:  # a vendor's library must not end a run
+        return Finding(key, None, f"{type(error).__name__}: {error}")
     return Finding(key, source)
 
 

@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from frontier.energy.source import Source, Unavailable, total
+from frontier.energy.source import Source, total
 
 QUICK_S = 3e-4
 """A read below this is made in the step itself; a slower one in a thread."""
@@ -61,7 +61,7 @@ class Meter:
         """Take a reading; a failure is noted once and the last good one stays, so that nothing is lost when it recovers."""
         try:
             found = self._read()
-        except (Unavailable, OSError) as error:
+        except Exception as error:  # Unavailable, or what a vendor's library raises: it must not end a run
             if not self._failed:
                 self._note(f"energy: {self.source.name} cannot be read any more ({error})")
             self._failed = True

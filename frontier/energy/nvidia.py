@@ -105,6 +105,9 @@ class NvmlCounters(Source):
         except Exception as error:  # pynvml's own class, which is not imported here
             raise Unavailable(f"NVML: {error}") from None
 
+    def sensor_w(self) -> float | None:
+        return sum(self._nvml.nvmlDeviceGetPowerUsage(handle) for handle in self._handles.values()) / 1e3
+
 
 def _covers(devices: int) -> str:
     return f"{devices} NVIDIA device(s)"

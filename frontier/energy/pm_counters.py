@@ -42,6 +42,7 @@ class PmCounters(Source):
         self._freshness, self._startup, self._generation = (
             str(root / n) for n in ("freshness", "startup", "generation")
         )
+        self._power = str(root / "power")
         self._rising = Rising()
         self._seen: dict[str, float | None] = {}
 
@@ -65,6 +66,9 @@ class PmCounters(Source):
                 self._rising.restarted(part, value)
         self.stamp = stamp
         return {part: self._rising.follow(part, value) for part, value in raw.items()}
+
+    def sensor_w(self) -> float | None:
+        return self._number(self._power)
 
     def _untorn(self) -> tuple[dict[str, float], float | None]:
         """Values of one refresh: read again where `freshness` moved meanwhile."""

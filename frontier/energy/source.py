@@ -46,6 +46,10 @@ class Source:
         """Joules by component since an arbitrary moment; never decreasing. Raises Unavailable."""
         raise NotImplementedError
 
+    def sensor_w(self) -> float | None:
+        """Watts now by a power sensor beside the counters, to check them against; None where there is none."""
+        return None
+
 
 def total(reading: Mapping[str, float]) -> float:
     """Joules of a reading: the node's where it is measured as a whole, else the sum of the components."""
@@ -124,6 +128,9 @@ class Together(Source):
             self.notes += part.notes
             part.notes = []
         return reading
+
+    def sensor_w(self) -> float | None:
+        return None  # of parts that have no sensor it would miss the power
 
 
 def run_command(command: Sequence[str]) -> str:

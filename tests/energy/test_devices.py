@@ -88,10 +88,11 @@ def test_dies_that_both_show_their_module_count_once() -> None:
 
 
 def test_rocm_smi_prefers_its_counter() -> None:
-    run = answering(
-        mi250x([5e12, 0, 7e12, 0], [300, SECOND] * 2), mi250x([5e12 + 9e6, 0, 7e12 + 1e6, 0], [300, SECOND] * 2)
-    )
+    before = mi250x([5e12, 0, 7e12, 0], [300, SECOND] * 2)
+    after = mi250x([5e12 + 9e6, 0, 7e12 + 1e6, 0], [300, SECOND] * 2)
+    run = answering(before, before, before, after)
     source = amd.open_command(Access(run=run), 4)
+    assert source.sensor_w() == 600
     assert (source.name, source.covers) == ("rocm-smi energy counters", "2 AMD module(s), all their dies")
     assert total(source.read()) == pytest.approx(12e6 + 10)
 
@@ -135,6 +136,7 @@ def test_amdsmi_counters(key: str) -> None:
     counters = [10**12, 0, 2 * 10**12, 0]
     source = amd.open_library(Access(load=lambda _: fake_amdsmi(counters, [300, 0, 300, 0], key)), 4)
     assert source.name == "amdsmi energy counters"
+    assert source.sensor_w() == 600
     first = total(source.read())
     counters[0] += 1_000_000
     assert total(source.read()) - first == pytest.approx(15.259, rel=1e-4)

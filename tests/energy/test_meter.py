@@ -134,6 +134,14 @@ def test_devices_and_processors_add_up(tmp_path: Path) -> None:
     assert open_meter("cuda", 2, nothing(tmp_path)) is None
 
 
+def test_whatever_a_vendors_library_raises_does_not_end_a_run(tmp_path: Path) -> None:
+    def broken(name: str) -> object:
+        raise SyntaxError("half an installation")
+
+    source, why = choose("cuda", 1, nothing(tmp_path, load=broken))
+    assert source is None and "nvml: SyntaxError: half an installation" in why
+
+
 def test_why_nothing_can_be_read(tmp_path: Path) -> None:
     source, why = choose("cuda", 1, nothing(tmp_path))
     assert source is None

@@ -121,6 +121,7 @@ def test_command_on_a_cray_node(tmp_path: Path, capsys: pytest.CaptureFixture[st
     found = json.loads(capsys.readouterr().out)
     assert found["source"] == "Cray pm_counters"
     assert found["power_w"] == pytest.approx(1200, rel=0.01)
+    assert found["sensor_w"] == 1200
     assert found["parts_w"]["accel0"] == pytest.approx(200, rel=0.05)
     assert found["sources"]["rapl"]["reason"]
 

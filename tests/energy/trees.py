@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -12,9 +13,9 @@ START_US = 1_732_281_422_000_000
 def write_cray(root: Path, seconds: float, watts: float = 2000.0, base: float = 218_318_347, **more: int) -> None:
     """A Frontier-like node `seconds` after START: two thirds of `watts` in four modules, the rest as EX235a nodes show it.
 
-    Files are replaced by rename, so that a reader sees an old or a new one whole; `freshness` last.
+    The folder is a link that is moved to a new one, so that a refresh is whole, as the kernel's is.
     """
-    root.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     stamp = f"{START_US + round(seconds * 1e6)} us"
     shares = {"energy": 1.0, "cpu_energy": 0.12, "memory_energy": 0.05, **{f"accel{i}_energy": 1 / 6 for i in range(4)}}
     values = {name: f"{int(base * share + watts * share * seconds)} J {stamp}" for name, share in shares.items()}
@@ -22,9 +23,10 @@ def write_cray(root: Path, seconds: float, watts: float = 2000.0, base: float = 
     values |= {"generation": str(more.get("generation", 5)), "startup": str(more.get("startup", 1_731_000_000_000_000))}
     values["freshness"] = str(int(40_634 + 10 * seconds))
     for name, text in values.items():
-        part = root / f".{name}"
-        part.write_text(text + "\n")
-        part.replace(root / name)
+        (folder / name).write_text(text + "\n")
+    link = folder.with_name(f"{folder.name}-link")
+    link.symlink_to(folder.name)
+    link.replace(root)
 
 
 class CrayNode:
