@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from frontier.energy.choice import choose
 from frontier.energy.meter import Meter
-from frontier.energy.source import Access, Unavailable
+from frontier.energy.source import Access
 from frontier.launch.ranks import Ranks
 
 
@@ -26,7 +26,7 @@ class JobEnergy:
             source, reason = choose(device.type, ranks.local_world_size, access)
             try:
                 self._meter = Meter(source) if source is not None else None
-            except Unavailable as error:
+            except Exception as error:  # as of Meter: a vendor's library must not end a run
                 reason = str(error)
         metered, nodes = int(self._meter is not None), 1
         if enabled and ranks.world_size > 1:
