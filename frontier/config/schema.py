@@ -173,6 +173,8 @@ class LogConfig(Section):
     """Steps between log lines on the terminal; metrics.jsonl has every step."""
     ranks_every: int = Field(100, gt=0)
     """Steps between comparisons of the ranks (ranks.jsonl): who computes or reads slower than the others."""
+    energy: bool = True
+    """Read the machine's energy counters where there are any: energy_j and power_w in metrics.jsonl."""
     progress: Literal["auto", "bar", "lines", "none"] = "auto"
     """auto: a bar on a terminal, lines elsewhere."""
 

@@ -18,6 +18,7 @@ from frontier.config.schema import ZERO
 from frontier.data.loader import Batch, Loader, Supply
 from frontier.data.stage import stage_root
 from frontier.data.transforms import Normaliser, augment, resize
+from frontier.energy.job import JobEnergy
 from frontier.errors import EXIT_OK, EXIT_REQUEUE, RankError, UserError
 from frontier.launch.doctor import examine, lines
 from frontier.launch.ranks import Ranks
@@ -35,7 +36,7 @@ from frontier.train.timing import StepClock
 @dataclass
 class StepResult:
     """What one step came to: the update, loss over the global batch and its parts, whether a rank was asked to stop or could
-    not write a checkpoint, seconds by part.
+    not write a checkpoint, what the nodes' energy meters sent, seconds by part.
     """
 
     update: Update
@@ -43,6 +44,7 @@ class StepResult:
     terms: dict[str, float]
     stop: bool
     save_failed: bool
+    energy: list[float]
     parts: dict[str, float]
 
 
@@ -64,7 +66,15 @@ class Stepper:
         self.normaliser = Normaliser.of(plan.shards, config.data.column, device, config.data.mean, config.data.std)
         self.clock = StepClock(device)
 
-    def step(self, batches: Any, lr: float, limits: tuple[float, float], stop: bool, save_failed: bool) -> StepResult:
+    def step(
+        self,
+        batches: Any,
+        lr: float,
+        limits: tuple[float, float],
+        stop: bool,
+        save_failed: bool,
+        energy: list[float],
+    ) -> StepResult:
         """One optimizer step over the next global batch; left out where gradient norm or loss are beyond `limits`."""
         plan, clock, engine = self.plan, self.clock, self.engine
         clock.start()
@@ -86,13 +96,14 @@ class Stepper:
                 sums[name] = sums.get(name, 0) + value.detach().float() / times
             clock.mark("backward_s")
         loss = sums.pop("loss")
-        flags = [torch.tensor(float(flag), device=self.device) for flag in (stop, save_failed)]
-        update = engine.update(torch.stack([loss, *flags, *sums.values()]), lr, *limits)
+        told = torch.tensor([float(stop), float(save_failed), *energy], device=self.device)
+        update = engine.update(torch.stack([loss, *told, *sums.values()]), lr, *limits)
         clock.mark("optimizer_s")
-        total, stops, failures, *totals = update.sums
+        total, stops, failures, *rest = update.sums
+        joules, totals = rest[: len(energy)], rest[len(energy) :]
         world = plan.dims.world_size
         terms = {name: value / world for name, value in zip(sums, totals, strict=True)}
-        return StepResult(update, total / world, terms, stops > 0, failures > 0, clock.parts())
+        return StepResult(update, total / world, terms, stops > 0, failures > 0, joules, clock.parts())
 
 
 def build_engine(plan: RunPlan, device: torch.device) -> Engine:
@@ -166,6 +177,8 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
         run_dir.mkdir(parents=True, exist_ok=True)
     dist.barrier()
     facts = _facts(plan, ranks, device, None)
+    energy = JobEnergy(ranks, device, config.log.energy)
+    facts |= energy.facts
     if config.run.doctor:
         facts["doctor"] = examine(device)
     stepper = Stepper(plan, ranks, device)
@@ -206,10 +219,12 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
     try:
         batches = loader.batches(step)
         before = time.perf_counter()
+        energy.start()
         while step < plan.steps and not stopped:
             lr = plan.schedule.lr(step)
-            result = stepper.step(batches, lr, guard.limits(), bool(stop), checkpoints.failed())
+            result = stepper.step(batches, lr, guard.limits(), bool(stop), checkpoints.failed(), energy.values())
             step += 1
+            joules, watts = energy.step(result.energy)
             if result.save_failed:
                 checkpoints.wait()  # raises on all ranks
             why = guard.judge(step, result.update.made, result.update.norm, result.loss)
@@ -217,11 +232,12 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
                 console.say(f"step {step} skipped: {why}")
             stopped = result.stop
             result.parts["checkpoint_s"] = held
-            for line in comparison.step(step, result.parts["data_s"]):
+            for line in [*comparison.step(step, result.parts["data_s"]), *energy.notes()]:
                 _warn(line)
             now = time.perf_counter()
             if log is not None:
                 row = _row(plan, step, guard, result, lr, now - before, facts, device, start)
+                row |= {"energy_j": joules, "power_w": watts}
                 row["checkpoint_write_s"] = checkpoints.written()
                 row["data_supply_ratio"] = supply_ratio(loader.supply(), plan.batch.local_batch, row)
                 log.write(row)
@@ -238,6 +254,7 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
     finally:
         loader.close()
         checkpoints.close()
+        energy.close()
         console.close()
         if log is not None:
             log.close()
@@ -304,7 +321,6 @@ def _row(
         "memory_kind": kind,
         "model_tflops": tflops,
         "mfu": tflops / facts["peak_tflops"] if facts["peak_tflops"] else None,
-        "power_w": None,
         "skipped": guard.skipped,
         "spikes": guard.spikes,
         "time": time.time(),

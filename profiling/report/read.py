@@ -18,7 +18,7 @@ from frontier.errors import UserError
 COLUMNS = (
     "step", "epoch", "samples", "loss", "lr", "grad_norm", "images_per_s", "step_s", "data_s", "forward_s",
     "backward_s", "optimizer_s", "checkpoint_s", "other_s",
-    "memory_gib", "model_tflops", "mfu", "power_w", "skipped", "time", "start", "data_supply_ratio",
+    "memory_gib", "model_tflops", "mfu", "power_w", "energy_j", "skipped", "time", "start", "data_supply_ratio",
 )  # fmt: skip
 """Numeric keys of a metrics.jsonl line; a key that is absent or null reads as nan."""
 
