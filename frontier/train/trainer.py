@@ -27,7 +27,7 @@ from frontier.parallel.engine import Engine, TorchEngine, Update
 from frontier.train.checkpoint import Checkpoints, check_parameters, writing_ranks
 from frontier.train.comparison import RankComparison
 from frontier.train.guards import Guard
-from frontier.train.metrics import Console, MetricsLog, device_name, memory_gib, memory_row, peak_tflops, write_start
+from frontier.train.metrics import Console, MetricsLog, device_name, memory_gib, memory_row, peak_tflops, resident_gib, write_start
 from frontier.train.plan import RunPlan
 from frontier.train.preemption import StopFlag
 from frontier.train.profiler import StepProfiler
@@ -146,6 +146,8 @@ def _facts(plan: RunPlan, ranks: Ranks, device: torch.device, resumed: int | Non
         "world_size": ranks.world_size,
         "nodes": ranks.nodes,
         "mesh": plan.dims.as_dict(),
+        "micro_batch": plan.batch.micro_batch,
+        "accumulation": plan.batch.accumulation,
         "strategy": parallel.strategy,
         "precision": parallel.precision,
         "compile": parallel.compile,
@@ -156,6 +158,7 @@ def _facts(plan: RunPlan, ranks: Ranks, device: torch.device, resumed: int | Non
         "hardware_flops_per_image": plan.hardware_flops_per_image,
         "peak_tflops": peak_tflops(device, parallel.precision),
         "exposed_from": way(device, parallel),
+        "rss_before_model_gib": resident_gib()[0],
         "resumed_from": resumed,
     }
 

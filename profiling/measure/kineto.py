@@ -169,3 +169,25 @@ def _host_share(events: list[dict[str, Any]], steps: int) -> list[Share]:
     # A mark covers its step also where nothing is computed.
     window = union(map(_span, [*own, *collectives, *marks]))
     return [_share("cpu", steps, compute, collectives, [], window[-1][1] - window[0][0])]
+
+
+def table(paths: Sequence[str | Path]) -> str:
+    """One line a trace and device, seconds, for a terminal."""
+    head = f"{'trace':<40} {'device':>6} {'steps':>5} {'window':>9} {'compute':>9} {'communic.':>9} {'exposed':>9} {'copies':>9} {'idle':>9}"
+    lines = [head]
+    for path in paths:
+        for s in shares(read_trace(path)):
+            figures = (s.window_s, s.compute_s, s.communication_s, s.exposed_s, s.copies_s, s.idle_s)
+            lines.append(
+                f"{Path(path).name[-40:]:<40} {s.device:>6} {s.steps:>5} " + " ".join(f"{value:9.4f}" for value in figures)
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    import sys
+
+    try:
+        print(table(sys.argv[1:]))
+    except UserError as error:
+        sys.exit(str(error))
