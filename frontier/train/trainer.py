@@ -6,7 +6,6 @@ import math
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,16 @@ from frontier.parallel.engine import Engine, TorchEngine, Update
 from frontier.train.checkpoint import Checkpoints, check_parameters, writing_ranks
 from frontier.train.comparison import RankComparison
 from frontier.train.guards import Guard
-from frontier.train.metrics import Console, MetricsLog, device_name, memory_gib, memory_row, peak_tflops, resident_gib, write_start
+from frontier.train.metrics import (
+    Console,
+    MetricsLog,
+    device_name,
+    memory_gib,
+    memory_row,
+    peak_tflops,
+    resident_gib,
+    write_start,
+)
 from frontier.train.plan import RunPlan
 from frontier.train.preemption import StopFlag
 from frontier.train.profiler import StepProfiler

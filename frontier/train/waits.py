@@ -70,6 +70,7 @@ class Waits:
     def backward_ended(self) -> None:
         """After a backward pass that reduced gradients."""
         if self._ddp is not None:
+            assert self._ddp.logger is not None
             self._ddp.logger.set_runtime_stats_and_log()  # of this pass; DDP itself does so a step later
             found = self._ddp._get_ddp_logging_data()
             spent = found.get("backward_comm_time", 0) - found.get("backward_compute_comm_overlap_time", 0)

@@ -179,7 +179,8 @@ def table(paths: Sequence[str | Path]) -> str:
         for s in shares(read_trace(path)):
             figures = (s.window_s, s.compute_s, s.communication_s, s.exposed_s, s.copies_s, s.idle_s)
             lines.append(
-                f"{Path(path).name[-40:]:<40} {s.device:>6} {s.steps:>5} " + " ".join(f"{value:9.4f}" for value in figures)
+                f"{Path(path).name[-40:]:<40} {s.device:>6} {s.steps:>5} "
+                + " ".join(f"{value:9.4f}" for value in figures)
             )
     return "\n".join(lines)
 
