@@ -97,8 +97,11 @@ class DataConfig(Section):
             if self.image_size is None:
                 raise ValueError("data.synthetic needs data.image_size, the side of the images in pixels: add it")
             for key in ("split", "column", "workers", "stage"):
-                if getattr(self, key) != DataConfig.model_fields[key].default:
-                    raise ValueError(f"data.{key} has no effect with data.synthetic, which reads nothing: leave it out")
+                default = DataConfig.model_fields[key].default
+                if getattr(self, key) != default:
+                    raise ValueError(
+                        f"data.{key} has no effect with data.synthetic, which reads nothing: leave it out, or at its default {default!r}"
+                    )
         return self
 
 

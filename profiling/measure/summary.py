@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from frontier.errors import UserError
 from frontier.models.presets import get_shape
+from frontier_profiling.measure.kineto import read_trace, shares
 from frontier_profiling.measure.timed import WARM_UP, after_warm_up, timed
 from frontier_profiling.report.read import Run, read_run
 from frontier_profiling.report.records import launch_command
@@ -40,6 +42,7 @@ def measured_row(run_dir: Path, **facts: Any) -> Row:
     row.rank_spread, row.slowest_rank = _spread(run, row.devices)
     _speed(run, row, keep, notes)
     _energy(run, row, keep, notes)
+    row.facts |= _trace(run, notes)
     fields = {field.name for field in dataclasses.fields(Row)}
     row.facts |= {key: value for key, value in facts.items() if key not in fields}
     for key, value in facts.items():
@@ -234,6 +237,21 @@ def _parts(run: Run, keep: np.ndarray, notes: list[str]) -> dict[str, float]:
 
 def _world(run: Run) -> int:
     return int(run.fact("world_size", 1))
+
+
+def _trace(run: Run, notes: list[str]) -> dict[str, Any]:
+    """{"trace": seconds a profiled step of the lowest rank profiled}, from RUN/profile, where there is one."""
+    files = sorted((run.path / "profile").glob("rank*.json.gz"), key=lambda file: int(file.name[4:].split(".")[0]))
+    if not files:
+        return {}
+    try:
+        found = shares(read_trace(files[0]))
+    except UserError as error:
+        notes.append(f"{error}.")
+        return {}
+    steps = max(1, found[0].steps) if found else 1
+    kinds = ("compute_s", "communication_s", "exposed_s", "copies_s", "idle_s")
+    return {"trace": {kind: getattr(found[0], kind) / steps for kind in kinds}} if found else {}
 
 
 def _limit(row: Row) -> str:

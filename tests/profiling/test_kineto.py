@@ -12,6 +12,7 @@ import pytest
 
 from frontier.errors import UserError
 from frontier_profiling.measure.kineto import length, read_trace, shares, union, without
+from frontier_profiling.measure.summary import measured_row
 from tests.conftest import SHARED_DATA, run_frontier
 
 TRACES = SHARED_DATA / "hpc_logs" / "hta_traces"
@@ -121,6 +122,13 @@ def test_a_trace_of_our_own(toy: Path, tmp_path: Path) -> None:
         assert 0 < share.compute_s < share.window_s
         assert 0 <= share.exposed_s <= share.communication_s
         assert share.compute_s + share.exposed_s + share.idle_s == pytest.approx(share.window_s)
+    row = measured_row(tmp_path / "run")
+    (first,) = shares(read_trace(folder / "rank0.json.gz"))
+    assert row.facts["trace"]["exposed_s"] == pytest.approx(first.exposed_s / 2)
+    assert row.steps_timed == 2, "of five steps one is warm-up and two are profiled"
+    (folder / "rank0.json.gz").write_bytes(b"torn")
+    torn = measured_row(tmp_path / "run")
+    assert "trace" not in torn.facts and any("profile again" in note for note in torn.notes)
 
 
 def test_what_is_no_trace(tmp_path: Path) -> None:

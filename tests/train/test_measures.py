@@ -107,6 +107,43 @@ def test_waits_are_counted_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
     assert silent.exposed() == {"exposed_s": None}
 
 
+def test_stalls_are_those_of_the_compute_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With streams and events of our own: the device's clock moves by what a stream waits."""
+    now = [0.0]
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: Stream) -> None:
+            self.at = now[0]
+
+        def elapsed_time(self, later: Event) -> float:
+            return later.at - self.at
+
+    class Stream:
+        def wait_event(self, event: float) -> None:
+            now[0] += event
+
+        def wait_stream(self, stream: Stream) -> None:
+            self.wait_event(100)
+
+    compute, other = Stream(), Stream()
+    untouched = Stream.wait_event
+    monkeypatch.setattr(torch, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: compute)
+    waits = Waits(STREAM)
+    with waits.counting():
+        compute.wait_event(30)
+        other.wait_event(1000)
+        compute.wait_stream(other)
+    compute.wait_event(7)
+    assert Stream.wait_event is untouched
+    assert waits.stalled() == pytest.approx(0.130)
+    assert waits.stalled() == 0
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "hybrid_2"])
 def test_ranks_that_wait_are_seen(toy: Path, tmp_path: Path, strategy: str) -> None:
     done = run_frontier("pretrain", toy, "--ranks", "2", "train.steps=6", f"parallel.strategy={strategy}")
