@@ -9,8 +9,9 @@ last activity:
     idle = window - |U(everything)|
 
 Device traces (CUDA, ROCm, XPU): activities of the device, collectives told by their kernels' names (nccl, rccl, oneccl). A trace
-without device activities is a CPU run: compute is the operators on the training thread, collectives are gloo's own spans on its threads, idle
-is the host between operators (Python).
+without device activities is a CPU run: compute is the innermost operators on the training thread, collectives are gloo's own spans on its
+threads, idle is the host outside of them (Python and the profiler itself). There `exposed` is an upper bound: a collective beside which
+the host runs Python counts in full. `exposed_s` of metrics.jsonl times the waits themselves.
 """
 
 from __future__ import annotations
@@ -151,6 +152,15 @@ def _device_share(device: str, events: list[dict[str, Any]], steps: int) -> Shar
     return _share(device, steps, compute, collectives, copies, every[-1][1] - every[0][0] if every else 0.0)
 
 
+def _innermost(operators: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Operators of one thread that call no other. Those that do may wait for a collective in between: a hook of the backward
+    pass runs inside the operator that it hangs on.
+    """
+    ordered = sorted(operators, key=lambda e: (e["ts"], -e["dur"]))
+    pairs = zip(ordered, [*ordered[1:], None], strict=True)
+    return [e for e, after in pairs if after is None or after["ts"] >= e["ts"] + e["dur"]]
+
+
 def _host_share(events: list[dict[str, Any]], steps: int) -> list[Share]:
     operators = [e for e in events if e.get("cat") == "cpu_op"]
     if not operators:
@@ -162,7 +172,9 @@ def _host_share(events: list[dict[str, Any]], steps: int) -> list[Share]:
         count[thread] = count.get(thread, 0) + 1
     training = max(count, key=lambda thread: count[thread])
     own = [
-        e for e in operators if (e.get("pid"), e.get("tid")) == training and not DISPATCH.match(str(e.get("name", "")))
+        e
+        for e in _innermost([e for e in operators if (e.get("pid"), e.get("tid")) == training])
+        if not DISPATCH.match(str(e.get("name", "")))
     ]
     compute = union(map(_span, own))
     collectives = [e for e in events if COLLECTIVE_ON_HOST.match(str(e.get("name", "")))]

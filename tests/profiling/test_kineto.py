@@ -63,6 +63,29 @@ def test_a_device_by_hand() -> None:
     assert shares({"traceEvents": []}) == []
 
 
+def test_a_cpu_run_by_hand() -> None:
+    """A collective waited for inside an operator of the backward pass: the outer operator is no compute."""
+
+    def op(name: str, begin: float, end: float, tid: int = 1, cat: str = "cpu_op") -> dict[str, Any]:
+        return event(name, begin, end, cat) | {"tid": tid}
+
+    trace = {
+        "traceEvents": [
+            op("ProfilerStep#1", 0, 1000, cat="user_annotation"),
+            op("aten::mm", 100, 300),
+            op("autograd::engine::evaluate_function: Hook", 300, 900),
+            op("aten::copy_", 300, 350),
+            op("c10d::_allgather_base_", 350, 360),
+            op("gloo:all_gather", 355, 700, tid=2, cat="user_annotation"),
+            op("aten::copy_", 400, 500, tid=2),
+            op("aten::mm", 650, 900),
+        ]
+    }
+    (share,) = shares(trace)
+    figures = (share.window_s, share.compute_s, share.communication_s, share.exposed_s, share.idle_s)
+    assert figures == pytest.approx([1000e-6, 500e-6, 345e-6, 295e-6, 205e-6])
+
+
 def by_sweep(events: list[dict[str, Any]]) -> dict[str, float]:
     """The same shares by walking over all ends of all events, in one loop."""
     marks = []
