@@ -173,6 +173,6 @@ def test_refused_profiles(toy: Path, overrides: list[str], words: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU keeps a record of its memory")
 def test_no_memory_snapshot_on_a_cpu(toy: Path) -> None:
-    done = run_frontier("pretrain", toy, "--ranks", "2", "log.profile_steps=[1,2]", "log.memory_snapshot=true")
+    done = run_frontier("pretrain", toy, "log.profile_steps=[1,2]", "log.memory_snapshot=true")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and "log.memory_snapshot" in done.stderr
