@@ -279,23 +279,29 @@ def one_spike(scene: Scene) -> None:
     """Late in a run: spikes are told by the steps before."""
     scene.half_done()
     scene.resumed = NEWEST
-    _floats(scene, _spike, slice(100, 101), unnoticed=True)
-    scene.hurt("sample 100 of float32 shards times 1e8")
+    coming = _members(scene)
+    sample = coming[min(coming)][0]  # the next step: without norm_pix_loss the curve is another from there on
+    _floats(scene, _spike, slice(sample, sample + 1), unnoticed=True)
+    scene.hurt(f"sample {sample} of float32 shards times 1e8")
 
 
-def _poisoned_steps(scene: Scene) -> list[int]:
-    """Steps whose global batch holds a poisoned sample."""
+def _members(scene: Scene) -> dict[int, list[int]]:
+    """Samples of the global batch of each step that is still to come."""
     from frontier.config.load import load_config
     from frontier.train.plan import resolve
 
     plan = resolve(load_config(str(scene.run.config), scene.run.overrides), 1)
-    found = []
+    found = {}
     for step in range(scene.resumed, plan.steps):
         part = plan.sampler.turn(step)
         members = [b.members[part] for b in plan.sampler.blocks(step // plan.sampler.window)]
-        if set(np.concatenate(members)[:, 1].tolist()) & set(scene.poisoned):
-            found.append(step + 1)
+        found[step + 1] = np.concatenate(members)[:, 1].tolist()
     return found
+
+
+def _poisoned_steps(scene: Scene) -> list[int]:
+    """Steps whose global batch holds a poisoned sample."""
+    return [step for step, members in _members(scene).items() if set(members) & set(scene.poisoned)]
 
 
 def skipped_and_went_on(scene: Scene) -> list[Problem]:
