@@ -24,6 +24,9 @@ COLOURS = {
     "s4": "#040404",
     "s5": "#040405",
     "s6": "#040406",
+    "s7": "#040407",
+    "s8": "#040408",
+    "page": "#060606",
     "alarm": "#050505",
 }
 """Stand-ins that no drawing uses otherwise; each becomes `var(--name)` of report.css."""
