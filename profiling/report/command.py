@@ -18,7 +18,12 @@ def parser() -> argparse.ArgumentParser:
         description="Write report.html (one self-contained file), report.md, report.csv and report.json of a run, "
         "or one comparison of several runs; of a study (`frontier sweep`) the same, and of two studies a comparison point by point.",
     )
-    out.add_argument("runs", nargs="+", metavar="DIR", help="run folder(s): the `run.dir` of `frontier pretrain`; or one or two folders of a study, or files of rows (`frontier plan --json`)")
+    out.add_argument(
+        "runs",
+        nargs="+",
+        metavar="DIR",
+        help="run folder(s): the `run.dir` of `frontier pretrain`; or one or two folders of a study, or files of rows (`frontier plan --json`)",
+    )
     out.add_argument("--out", metavar="DIR", help="where to write (default: the run; for several, their common parent)")
     out.add_argument("--data", metavar="SHARDS", help="shards for the sample pictures, where they have moved")
     out.add_argument("--no-pictures", action="store_true", help="leave the sample reconstructions out (loads no model)")
@@ -66,7 +71,9 @@ def study(folders: Sequence[Path], studies: Sequence[bool], options: argparse.Na
 
     target = Path(options.out) if options.out else None
     if target is None:
-        target = (folders[0] if folders[0].is_dir() else folders[0].parent) if len(folders) == 1 else common_parent(folders)
+        target = (
+            (folders[0] if folders[0].is_dir() else folders[0].parent) if len(folders) == 1 else common_parent(folders)
+        )
     return deliver(target, *reports(folders), options)
 
 

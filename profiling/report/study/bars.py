@@ -19,18 +19,17 @@ Bar = tuple[str, list[tuple[float, str]], str, Row]
 """(name, [(size, colour), …], text at the end, row)."""
 
 
-def chosen(rows: Sequence[Row], axis: Axis, known: Callable[[Row], object], most: int = 16) -> list[tuple[str, list[Row]]]:
-    """Rows to draw as bars, grouped by x: one a strategy and source at the smallest and at the largest x.
+def chosen(rows: Sequence[Row], axis: Axis, known: Callable[[Row], object]) -> list[tuple[str, list[Row]]]:
+    """Rows to draw as bars, grouped by x: one a strategy and source at the smallest and at the largest x of the axis.
 
-    Where that leaves room, all x in between too. Of several settings the fastest is taken, of rows without a speed
-    the one that needs least memory.
+    Up to three x, all are shown. Of several settings the fastest is taken, of rows without a speed the one that needs
+    least memory.
     """
     rows = [row for row in rows if known(row)]
     found = by(sorted(rows, key=axis.of), axis.of)
-    kinds = len({(label(row), row.source) for row in rows})
     xs = list(found)
-    if len(xs) * kinds > most:
-        xs = [xs[0], xs[-1]] if 2 * kinds <= 2 * most else [xs[-1]]
+    if len(axis.values) > 3:
+        xs = list(dict.fromkeys([*xs[:1], *xs[-1:]]))
     order = labels(rows)
 
     def pick(group: Sequence[Row]) -> Row:
@@ -66,7 +65,16 @@ def _stack(
         end = max([longest, *(marks or {}).values()])
         cut = min(end, top) if top else end
         for heading, bars in groups:
-            plot.annotate(heading, (0, place), xycoords=("axes fraction", "data"), xytext=(0, 0), textcoords="offset points", va="center", fontsize=10.5, fontweight="bold")
+            plot.annotate(
+                heading,
+                (0, place),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=10.5,
+                fontweight="bold",
+            )
             place += 1.0
             for text, parts, after, row in bars:
                 left = 0.0
@@ -100,7 +108,17 @@ def _stack(
             place += 0.1
         for text, at in (marks or {}).items():
             plot.axvline(at, color=COLOURS["alarm"], linewidth=1.3, linestyle=(0, (4, 2)), zorder=3)
-            plot.annotate(text, (at, 1), xycoords=plot.get_xaxis_transform(), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=10, color=COLOURS["alarm"], annotation_clip=False)
+            plot.annotate(
+                text,
+                (at, 1),
+                xycoords=plot.get_xaxis_transform(),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=10,
+                color=COLOURS["alarm"],
+                annotation_clip=False,
+            )
         plot.set_xlim(0, cut * 1.26)
         plot.set_ylim(place - 0.3, -0.6)
         plot.set_yticks(ticks, texts)
@@ -128,7 +146,9 @@ def memory(rows: Sequence[Row], axis: Axis, *, name: str, title: str, width: int
     for heading, found in groups:
         bars: list[Bar] = []
         for row in found:
-            parts = [(row.memory_gib[part], colour) for part, colour in PARTS_MEMORY.items() if row.memory_gib.get(part)]
+            parts = [
+                (row.memory_gib[part], colour) for part, colour in PARTS_MEMORY.items() if row.memory_gib.get(part)
+            ]
             whole = peak(row) or 0.0
             if not parts:
                 parts = [(whole, "s5")]
@@ -137,7 +157,15 @@ def memory(rows: Sequence[Row], axis: Axis, *, name: str, title: str, width: int
         drawn.append((heading, bars))
     marks = {f"limit {significant(limit)}": limit for limit in limits}
     top = 2.0 * max(limits) if limits else None
-    return _stack(drawn, "GiB a device", name=name, alt=f"Memory by component, {title}", width=width, marks=marks, top=top)
+    return _stack(
+        drawn, "GiB a device", name=name, alt=f"Memory by component, {title}", width=width, marks=marks, top=top
+    )
+
+
+def rest(row: Row) -> float:
+    """Seconds of the step that no part accounts for; less than 2 % is rounding and 0."""
+    left = (row.step_s or 0.0) - sum(row.step_parts_s.get(part, 0.0) for part in BLOCKING)
+    return left if row.step_s and left > 0.02 * row.step_s else 0.0
 
 
 def step_split(rows: Sequence[Row], axis: Axis, *, name: str, title: str, width: int) -> str:
@@ -148,13 +176,18 @@ def step_split(rows: Sequence[Row], axis: Axis, *, name: str, title: str, width:
     for heading, found in groups:
         bars: list[Bar] = []
         for row in found:
-            parts = [(1e3 * row.step_parts_s.get(part, 0.0), colour) for part, colour in PARTS_TIME.items()]
+            parts = [
+                (1e3 * (rest(row) if part == "other" else row.step_parts_s.get(part, 0.0)), c)
+                for part, c in PARTS_TIME.items()
+            ]
             bars.append((_named(row, several), parts, duration(row.step_s or sum(p for p, _ in parts) / 1e3), row))
         drawn.append((heading, bars))
     return _stack(drawn, "milliseconds of a step", name=name, alt=f"Step time by part, {title}", width=width)
 
 
-def energy(rows: Sequence[Row], axis: Axis, looks: Mapping[str, tuple[str, str]], *, name: str, title: str, width: int) -> str:
+def energy(
+    rows: Sequence[Row], axis: Axis, looks: Mapping[str, tuple[str, str]], *, name: str, title: str, width: int
+) -> str:
     """Joules an image, the power of the whole job beside each bar."""
     groups = chosen(rows, axis, lambda row: row.status == "done" and row.joules_per_image)
     several = len({row.source for _, found in groups for row in found}) > 1
@@ -169,7 +202,16 @@ def energy(rows: Sequence[Row], axis: Axis, looks: Mapping[str, tuple[str, str]]
     return _stack(drawn, "J/image", name=name, alt=f"Energy per image, {title}", width=width)
 
 
-def setting(rows: Sequence[Row], field: str, looks: Mapping[str, tuple[str, str]], axis: Axis, *, name: str, title: str, width: int) -> str:
+def setting(
+    rows: Sequence[Row],
+    field: str,
+    looks: Mapping[str, tuple[str, str]],
+    axis: Axis,
+    *,
+    name: str,
+    title: str,
+    width: int,
+) -> str:
     """images/s of each value of one setting, grouped by strategy, at the largest x that has several values."""
     rows = [row for row in rows if row.status == "done" and row.images_per_s]
     many = [x for x, found in by(rows, axis.of).items() if len({getattr(row, field) for row in found}) > 1]
@@ -181,15 +223,17 @@ def setting(rows: Sequence[Row], field: str, looks: Mapping[str, tuple[str, str]
     for strategy in labels(rows):
         bars: list[Bar] = []
         own = by([row for row in rows if label(row) == strategy], lambda row: (getattr(row, field), row.source))
-        for (value, source), group in sorted(own.items(), key=lambda item: (_sortable(item[0][0]), SOURCE_ORDER[item[0][1]])):
+        for (value, source), group in sorted(
+            own.items(), key=lambda item: (_sortable(item[0][0]), SOURCE_ORDER[item[0][1]])
+        ):
             row = max(group, key=lambda row: row.images_per_s or 0.0)
             text = f"{word(field)} {shown(value)}" + (f" · {source}" if several else "")
-            bars.append((text, [(row.images_per_s or 0.0, looks[strategy][0])], significant(row.images_per_s or 0.0), row))
+            bars.append(
+                (text, [(row.images_per_s or 0.0, looks[strategy][0])], significant(row.images_per_s or 0.0), row)
+            )
         drawn.append((f"{strategy}, {axis.say(max(many))}", bars))
     return _stack(drawn, "images/s", name=name, alt=f"Throughput by {word(field)}, {title}", width=width)
 
 
 def _sortable(value: object) -> tuple[int, float, str]:
     return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))
-
-

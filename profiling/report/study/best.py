@@ -97,15 +97,19 @@ def spans(found: Sequence[Best], axis: Axis) -> str:
 
 
 def cost(best: Best) -> str:
-    """Node-hours and energy, or what of them is not known."""
-    row, said = best.row, []
+    """`4.4 node-hours for 1.28 M images, 3.2 J/image`, or what of that is not known."""
+    row = best.row
+    energy = f"{significant(row.joules_per_image)} J/image" if row.joules_per_image else f"energy {unknown(row)}"
     if best.node_hours:
         hours, samples = best.node_hours
-        said.append(f"{significant(hours)} node-hours for {count(samples)} images")
-    else:
-        said.append("node-hours not stated, for the study names no number of samples")
-    said.append(f"{significant(row.joules_per_image)} J/image" if row.joules_per_image else "energy " + unknown(row))
-    return " and ".join(said)
+        return f"{significant(hours)} node-hours for {images(samples)} images, {energy}"
+    return f"{energy}; node-hours not stated, for the study names no number of images"
+
+
+def images(n: int) -> str:
+    """1,280,000 -> 1.28 M."""
+    number, _, unit = count(n).partition(" ")
+    return f"{number.rstrip('0').rstrip('.')} {unit}" if "." in number else count(n)
 
 
 def unknown(row: Row) -> str:
@@ -119,13 +123,15 @@ def about(best: Best, axis: Axis) -> str:
     if best.efficiency is not None and best.x > axis.values[0]:
         text += f" at {percent(best.efficiency, 0)} weak-scaling efficiency"
     if best.lead is not None and best.second is not None:
-        if separated(row, best.second) is False or best.lead < 0.0005:
+        if best.lead < 0.0005:
+            text += f", level with {label(best.second)}"
+        elif separated(row, best.second) is False:
             text += f", not separated from {label(best.second)}"
         else:
             text += f", {percent(best.lead)} ahead of {label(best.second)}"
     found = limit(row)
     if found.word:
-        text += f"; limited by {found.word}" + (f" ({found.why})" if found.why else "")
+        text += f"; limited by {found.word}" + (f", {found.why}" if found.why else "")
     elif not row.step_parts_s:
         text += f"; what limits it is {unknown(row)}"
     return text
@@ -143,7 +149,7 @@ def verdict(found: dict[str, list[Best]], rows: Sequence[Row], axis: Axis) -> st
         where = f"On {axis.say(first.x)} of {systems}"
         named = label(first.row) + (f" with {first.with_settings}" if first.with_settings else "")
         verb = "is the fastest" if first.points > 1 else "was tried"
-        text = f"{where}, {named} {verb} for {first.panel}: {about(first, axis)}. It costs {cost(first)}."
+        text = f"{where}, {named} {verb} for {first.panel}: {about(first, axis)}. Cost: {cost(first)}."
         each = next(iter(known.values()))
         if len(each) > 1 and len({label(best.row) for best in each}) > 1:
             text += f" The fastest by size: {spans(each, axis)}."
@@ -160,7 +166,7 @@ def verdict(found: dict[str, list[Best]], rows: Sequence[Row], axis: Axis) -> st
     if limits:
         text += f"; {listed([f'{name} limits {_all(group, at_top)}' for name, group in limits.items()])}"
     hardest = at_top[-1]
-    text += f". {hardest.panel}, the largest, runs at {significant(hardest.row.images_per_s or 0.0)} images/s and costs {cost(hardest)}."
+    text += f". {hardest.panel}, the largest, runs at {significant(hardest.row.images_per_s or 0.0)} images/s; cost: {cost(hardest)}."
     lost = [title for title in found if title not in known]
     return text + (f" No point of {listed(lost)} ended." if lost else "")
 

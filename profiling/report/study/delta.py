@@ -99,7 +99,9 @@ def compare(a: Study, b: Study) -> tuple[list[Point], list[Row], list[Row]]:
     for name in common:
         before, after = _partners(ours[name], theirs[name])
         points.append(Point(before, after, throughput(before, after), memory(before, after), energy(before, after)))
-    only = [[row for name, rows in x.items() if name not in y for row in rows] for x, y in ((ours, theirs), (theirs, ours))]
+    only = [
+        [row for name, rows in x.items() if name not in y for row in rows] for x, y in ((ours, theirs), (theirs, ours))
+    ]
     return points, only[0], only[1]
 
 
@@ -127,7 +129,9 @@ def _few(values: set) -> str:
 def throughput(a: Row, b: Row) -> Change:
     before, after = a.images_per_s, b.images_per_s
     if a.status != b.status and "done" in (a.status, b.status):
-        return Change(before, after, "better" if b.status == "done" else "worse", f"{_state(a)} before, {_state(b)} now")
+        return Change(
+            before, after, "better" if b.status == "done" else "worse", f"{_state(a)} before, {_state(b)} now"
+        )
     if not before or not after:
         return Change(before, after, "no claim", _state(b) if b.status == a.status != "done" else "not known in both")
     ratio, apart = after / before, separated(a, b)
@@ -172,8 +176,13 @@ def verdict(a: Study, b: Study, points: Sequence[Point]) -> str:
     counts = {name: sum(point.throughput.judgement == name for point in points) for name in SIGNS}
     said = [f"{n} {'faster' if w == 'better' else 'slower' if w == 'worse' else w}" for w, n in counts.items() if n]
     text = f"{b.name} against {a.name}, {len(points)} common point{'s' if len(points) != 1 else ''}: {listed(said)} in throughput"
-    ranked = [(p.throughput.ratio, p) for p in points if p.throughput.ratio and p.throughput.judgement in ("better", "worse")]
-    for what, found in (("largest gain", max(ranked, key=lambda r: r[0], default=None)), ("largest loss", min(ranked, key=lambda r: r[0], default=None))):
+    ranked = [
+        (p.throughput.ratio, p) for p in points if p.throughput.ratio and p.throughput.judgement in ("better", "worse")
+    ]
+    for what, found in (
+        ("largest gain", max(ranked, key=lambda r: r[0], default=None)),
+        ("largest loss", min(ranked, key=lambda r: r[0], default=None)),
+    ):
         if found and (found[0] > 1) == (what == "largest gain"):
             text += f"; {what} {100 * (found[0] - 1):+.1f} % ({name(found[1].after)})".replace("-", "−")
     return text + "."

@@ -11,6 +11,8 @@ from frontier_profiling.rows import Row
 
 STRONGEST = 0.62
 """Opacity of the tint at the panel's best cell: text on it stays readable in light and dark."""
+PALEST = 0.5
+"""Share of the best at which the tint ends (lower, where a panel holds less)."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ def heat(rows: Sequence[Row], axis: Axis) -> Heat | None:
         return 100 * (row.mfu or 0.0) if unit == "MFU, %" else (row.images_per_s or 0.0) / row.devices
 
     most = max(map(value, done), default=1.0)
+    least = min([PALEST * most, *map(value, done)])
     columns = sorted({x for _, x in cells})
     tops = {x: fastest([row for (_, at), row in chosen.items() if at == x]) for x in columns}
 
@@ -57,7 +60,14 @@ def heat(rows: Sequence[Row], axis: Axis) -> Heat | None:
             return Cell(short, "oom" if row.status == "oom" else "other", 0.0, False, row.source, row.error)
         found = value(row)
         whole = f"{significant(row.images_per_s or 0.0)} images/s, {row.source}"
-        return Cell(significant(found), "done", STRONGEST * found / most, row is tops[x], row.source, whole)
+        return Cell(
+            significant(found),
+            "done",
+            STRONGEST * (0.06 + 0.94 * (found - least) / (most - least)),
+            row is tops[x],
+            row.source,
+            whole,
+        )
 
     return Heat(unit, columns, [(name, [cell(name, x) for x in columns]) for name in labels(rows)])
 

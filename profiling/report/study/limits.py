@@ -37,7 +37,9 @@ def limit(row: Row) -> Limit:
     """The largest part of the step; a second one, stragglers and scarce memory are named beside it."""
     used, most = peak(row), row.memory_limit_gib
     if row.status == "oom":
-        need = f"{significant(used)} GiB of {significant(most)} GiB" if used and most and used > most else "out of memory"
+        need = (
+            f"{significant(used)} GiB of {significant(most)} GiB" if used and most and used > most else "out of memory"
+        )
         return Limit("memory", need, {})
     if row.status != "done":
         return Limit("", row.error or FAILED.get(row.status, row.status), {})
@@ -45,14 +47,21 @@ def limit(row: Row) -> Limit:
     if not found:
         return Limit(row.limit, "", {})
     order = sorted(found, key=lambda part: -found[part])
-    said = [f"{NAMES[part]} {percent(found[part], 0)}" for part in order if part == order[0] or found[part] >= SECOND]
-    if "exposed" in order[:2] and f"communication {percent(found['exposed'], 0)}" in said:
-        gather, reduce = (row.step_parts_s.get(part, 0.0) for part in ("gather", "reduce"))
-        if gather + reduce > 0:
-            said[-1 if order[0] != "exposed" else 0] += f" (mostly {'gathering weights' if gather >= reduce else 'reducing gradients'})"
+    said = [f"{percent(found[order[0]], 0)} of the step{_mostly(row, order[0])}"]
+    said += [
+        f"{NAMES[part]} {percent(found[part], 0)}{_mostly(row, part)}" for part in order[1:] if found[part] >= SECOND
+    ]
     if row.rank_spread and row.rank_spread >= STRAGGLER:
         rank = "" if row.slowest_rank is None else f" {row.slowest_rank}"
         said.append(f"rank{rank} {percent(row.rank_spread - 1, 0)} slower than the median rank")
     if used and most and used > TIGHT * most:
         said.append(f"memory {percent(used / most, 0)} full")
     return Limit(NAMES[order[0]], ", ".join(said), found)
+
+
+def _mostly(row: Row, part: str) -> str:
+    """Which collectives the communication mostly is."""
+    gather, reduce = (row.step_parts_s.get(name, 0.0) for name in ("gather", "reduce"))
+    if part != "exposed" or not gather + reduce > 0:
+        return ""
+    return f" (mostly {'gathering weights' if gather >= reduce else 'reducing gradients'})"

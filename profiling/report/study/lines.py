@@ -37,7 +37,43 @@ def _lost(plot: Plot, curves: Sequence[Curve], axis: Axis, looks: Looks) -> None
             shown[x] = shown.get(x, 0) + 1
 
 
-def throughput(curves: Sequence[Curve], axis: Axis, looks: Looks, *, name: str, title: str, size: tuple[int, int]) -> str:
+def _ends(
+    plot: Plot,
+    marks: Sequence[tuple[float, Curve]],
+    axis: Axis,
+    looks: Looks,
+    size: tuple[int, int],
+    ideal: float | None = None,
+) -> None:
+    """Efficiencies right of the plot; a curve that ends before it has its own beside its last point."""
+    last = max(axis.of(curve.rows[-1]) for _, curve in marks)
+    named = size[0] > 600
+    full = [(y, c) for y, c in marks if axis.of(c.rows[-1]) == last]
+    said = {c.label for _, c in full}
+    entries = [
+        (
+            y,
+            f"{c.label} {percent(c.efficiency()[-1], 0)}" if named else percent(c.efficiency()[-1], 0),
+            looks[c.label][0],
+        )
+        for y, c in full
+    ]
+    end_labels(plot, [*entries, *([(ideal, "ideal", "muted")] if ideal else [])], size[1])
+    for y, c in marks:
+        if axis.of(c.rows[-1]) < last and c.label not in said:
+            plot.annotate(
+                percent(c.efficiency()[-1], 0),
+                (axis.of(c.rows[-1]), y),
+                xytext=(6, -9),
+                textcoords="offset points",
+                fontsize=10,
+                color=COLOURS[looks[c.label][0]],
+            )
+
+
+def throughput(
+    curves: Sequence[Curve], axis: Axis, looks: Looks, *, name: str, title: str, size: tuple[int, int]
+) -> str:
     """images/s over the axis, log-log, with the ideal line through the best first point and efficiencies at the ends."""
 
     def paint(plot: Plot) -> None:
@@ -48,18 +84,27 @@ def throughput(curves: Sequence[Curve], axis: Axis, looks: Looks, *, name: str, 
         first, last = start.rows[0], max((c.rows[-1] for c in curves), key=axis.of)
         ends = [first.images_per_s or 0.0, (first.images_per_s or 0.0) * last.devices / first.devices]
         log_y(plot, [*values, *ends], "images/s")
-        plot.plot([axis.of(first), axis.of(last)], ends, color=COLOURS["muted"], linewidth=1.1, linestyle=(0, (1, 2)), zorder=1)
+        plot.plot(
+            [axis.of(first), axis.of(last)],
+            ends,
+            color=COLOURS["muted"],
+            linewidth=1.1,
+            linestyle=(0, (1, 2)),
+            zorder=1,
+        )
         for curve in curves:
             x, y = [axis.of(row) for row in curve.rows], [row.images_per_s for row in curve.rows]
             plot.plot(x, y, **line(looks[curve.label], curve.source))
         _lost(plot, curves, axis, looks)
-        marks = [(c.rows[-1].images_per_s or 0.0, percent(c.efficiency()[-1], 0), looks[c.label][0]) for c in curves]
-        end_labels(plot, [*marks, (ends[1], "ideal", "muted")], size[1])
+        marks = [(c.rows[-1].images_per_s or 0.0, c) for c in curves]
+        _ends(plot, marks, axis, looks, size, ideal=ends[1])
 
     return draw(name, f"Throughput over {axis.name}, {title}", *size, paint)
 
 
-def efficiency(curves: Sequence[Curve], axis: Axis, looks: Looks, *, name: str, title: str, size: tuple[int, int]) -> str:
+def efficiency(
+    curves: Sequence[Curve], axis: Axis, looks: Looks, *, name: str, title: str, size: tuple[int, int]
+) -> str:
     """Efficiency in percent against each curve's own smallest point."""
 
     def paint(plot: Plot) -> None:
@@ -72,11 +117,7 @@ def efficiency(curves: Sequence[Curve], axis: Axis, looks: Looks, *, name: str, 
             plot.plot(x, [100 * v for v in curve.efficiency()], **line(looks[curve.label], curve.source))
         _lost(plot, curves, axis, looks)
         name_y(plot, "weak-scaling efficiency, %")
-        end_labels(
-            plot,
-            [(100 * c.efficiency()[-1], f"{100 * c.efficiency()[-1]:.0f}", looks[c.label][0]) for c in curves],
-            size[1],
-        )
+        _ends(plot, [(100 * c.efficiency()[-1], c) for c in curves], axis, looks, size)
 
     return draw(name, f"Weak-scaling efficiency over {axis.name}, {title}", *size, paint)
 
@@ -86,7 +127,9 @@ def model_sizes(panels: Sequence[Panel], axis: Axis, x: int, looks: Looks, *, na
     lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
     ticks: dict[float, str] = {}
     for panel in panels:
-        parameters = next((row.parameters for row in panel.rows if row.parameters), None) or 1e9 * model_order(panel.title)
+        parameters = next((row.parameters for row in panel.rows if row.parameters), None) or 1e9 * model_order(
+            panel.title
+        )
         here = [row for row in panel.rows if axis.of(row) == x and trained(row)]
         for key, rows in by(here, lambda row: (row.source, label(row))).items():
             top = fastest(rows)
@@ -111,7 +154,14 @@ def model_sizes(panels: Sequence[Panel], axis: Axis, x: int, looks: Looks, *, na
 
 
 def published(
-    ours: Sequence[Row], theirs: Sequence[Row], axis: Axis, looks: Looks, *, name: str, title: str, size: tuple[int, int]
+    ours: Sequence[Row],
+    theirs: Sequence[Row],
+    axis: Axis,
+    looks: Looks,
+    *,
+    name: str,
+    title: str,
+    size: tuple[int, int],
 ) -> str:
     """Our curves and the published ones, images/s a device over the axis; strategies that both have."""
     common = {label(row) for row in ours} & {label(row) for row in theirs}
@@ -148,5 +198,3 @@ def rank_spread(rows: Sequence[Row], axis: Axis, looks: Looks, *, name: str, tit
         plot.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.4g}"))
 
     return draw(name, f"Spread of the ranks, {title}", *size, paint)
-
-

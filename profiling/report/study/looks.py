@@ -32,8 +32,13 @@ PARTS_MEMORY = {
     "buffers": "s6",
     "allocator": "s5",
 }
-PARTS_TIME = {"compute": "s1", "launch": "s7", "optimizer": "s3", "exposed": "alarm", "data": "s6"}
-TIME_WORDS = {"exposed": "exposed communication", "data": "waiting for data", "launch": "launch of kernels"}
+PARTS_TIME = {"compute": "s1", "launch": "s7", "optimizer": "s3", "exposed": "alarm", "data": "s6", "other": "s5"}
+TIME_WORDS = {
+    "exposed": "exposed communication",
+    "data": "waiting for data",
+    "launch": "launch of kernels",
+    "other": "not accounted for",
+}
 MEMORY_WORDS = {"gathered": "gathered weights", "buffers": "communication buffers", "allocator": "allocator's reserve"}
 SHAPES = {
     "o": '<circle cx="14" cy="6" r="4"/>',

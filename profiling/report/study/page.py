@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,33 @@ from frontier_profiling.report.study import best, delta, record
 from frontier_profiling.report.study.agreement import pairs
 from frontier_profiling.report.study.best import best_points, unknown
 from frontier_profiling.report.study.limits import limit
-from frontier_profiling.report.study.points import FAILED, SETTINGS, label, panels, peak, scaling_axis, settings, varying
+from frontier_profiling.report.study.points import (
+    FAILED,
+    SETTINGS,
+    global_batch,
+    label,
+    panels,
+    peak,
+    scaling_axis,
+    settings,
+    varying,
+)
 from frontier_profiling.report.study.points import word as setting_word
 from frontier_profiling.report.study.read import Study, read_study
 from frontier_profiling.report.study.sections import sections
 from frontier_profiling.rows import Row
 
 HERE = Path(__file__).parent
+
+
+COLUMNS = {
+    "step_s_low": "the range of the step time",
+    "mfu": "MFU",
+    "joules_per_image": "J/image",
+    "power_w": "power",
+    "node_hours": "node-hours",
+}
+"""Columns of the table that it does without where no point knows them."""
 
 
 def figure(row: Row, value: float | None, kind: str = "") -> Any:
@@ -54,6 +75,7 @@ HELPERS: dict[str, Any] = {
     "figure": figure,
     "plain": plain,
     "state": state,
+    "global_batch": global_batch,
     "label": label,
     "limit": limit,
     "peak": peak,
@@ -93,6 +115,9 @@ def report(path: Path) -> tuple[dict[str, str], str]:
         "derived": lambda row: more[id(row)],
         "varied": varying(study.rows, ("workload", "image_size", *SETTINGS)),
         "systems": sorted({row.system for row in every}),
+        "told": [name for name in COLUMNS if any(getattr(row, name) is not None for row in every)],
+        "untold": [said for name, said in COLUMNS.items() if all(getattr(row, name) is None for row in every)],
+        "common_notes": _common_notes(every),
         "counts": _counts(study.rows),
         "sources": sorted({row.source for row in every}),
         "script": Markup((HERE / "table.js").read_text(encoding="utf-8")),
@@ -138,6 +163,12 @@ def comparison(first: Path, second: Path) -> tuple[dict[str, str], str]:
 def _html(template: str, context: dict[str, Any]) -> str:
     extra = Markup((HERE / "study.css").read_text(encoding="utf-8"))
     return render.to_html(template, context | {"study_style": extra}, {})
+
+
+def _common_notes(rows: Sequence[Row]) -> list[str]:
+    """Notes that many rows share, said once under the table."""
+    times = Counter(note for row in rows for note in set(row.notes))
+    return [note for note, n in times.items() if n > max(2, len(rows) / 8)]
 
 
 def _counts(rows: Sequence[Row]) -> str:

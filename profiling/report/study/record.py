@@ -36,7 +36,15 @@ def environment(study: Study) -> dict[str, str]:
     for name, value in study.more.items():
         add(name, value)
     for row in study.rows:
-        for name in ("system", "workload", "engine", "precision", "activation_checkpointing", "image_size", "energy_source"):
+        for name in (
+            "system",
+            "workload",
+            "engine",
+            "precision",
+            "activation_checkpointing",
+            "image_size",
+            "energy_source",
+        ):
             add(name, getattr(row, name))
         add("peak_tflops", row.peak_tflops and f"{row.peak_tflops:g} TFLOP/s a device, published")
         for name, value in row.facts.items():
@@ -69,7 +77,12 @@ def derived(study: Study, axis: Axis) -> dict[int, dict[str, Any]]:
 
 
 def study_record(
-    study: Study, axis: Axis, verdict: str, found: Mapping[str, Sequence[best.Best]], pairs: Sequence[Pair], drawn: Sequence[Section]
+    study: Study,
+    axis: Axis,
+    verdict: str,
+    found: Mapping[str, Sequence[best.Best]],
+    pairs: Sequence[Pair],
+    drawn: Sequence[Section],
 ) -> dict[str, Any]:
     more = derived(study, axis)
     return {
@@ -90,7 +103,9 @@ def study_record(
     }
 
 
-def comparison_record(a: Study, b: Study, verdict: str, points: Sequence[delta.Point], only: tuple[list[Row], list[Row]]) -> dict[str, Any]:
+def comparison_record(
+    a: Study, b: Study, verdict: str, points: Sequence[delta.Point], only: tuple[list[Row], list[Row]]
+) -> dict[str, Any]:
     return {
         "schema": "frontier-study-comparison/1",
         "version": __version__,

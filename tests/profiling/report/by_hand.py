@@ -40,8 +40,18 @@ def predicted(model: str, strategy: str, nodes: int, source: str = "predicted", 
     memory |= {"total_allocated": total, "peak": 1.03 * total, "allocator": 0.03 * total}
     fits = memory["peak"] < LIMIT
     compute = 0.15 * parameters / 1e9 + 0.02
-    exposed = (0.02 if nodes > 1 else 0.004) * (parameters / 1e9) ** 0.5 * (1 + k / 90) + (0.004 * nodes / 8 if k > 8 else 0)
-    parts = {"compute": compute, "launch": 0.01, "optimizer": 0.02 / k, "gather": exposed, "reduce": exposed / 2, "exposed": exposed, "data": 0.0}
+    exposed = (0.02 if nodes > 1 else 0.004) * (parameters / 1e9) ** 0.5 * (1 + k / 90) + (
+        0.004 * nodes / 8 if k > 8 else 0
+    )
+    parts = {
+        "compute": compute,
+        "launch": 0.01,
+        "optimizer": 0.02 / k,
+        "gather": exposed,
+        "reduce": exposed / 2,
+        "exposed": exposed,
+        "data": 0.0,
+    }
     step = (compute + 0.01 + 0.02 / k + exposed) / speed
     out = Row(
         source=source, model=model, system="frontier", strategy=strategy, nodes=nodes, devices=devices, micro_batch=32, parameters=int(parameters),
