@@ -57,6 +57,7 @@ STYLE: dict[Any, Any] = {
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
     "axes.unicode_minus": True,
+    "text.parse_math": False,
 }
 
 

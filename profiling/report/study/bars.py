@@ -169,20 +169,20 @@ def rest(row: Row) -> float:
 
 
 def step_split(rows: Sequence[Row], axis: Axis, *, name: str, title: str, width: int) -> str:
-    """Milliseconds of a step by part; red is communication that the step waits for."""
+    """The time of a step by part; red is communication that the step waits for."""
     groups = chosen(rows, axis, lambda row: row.status == "done" and any(row.step_parts_s.get(p) for p in BLOCKING))
     several = len({row.source for _, found in groups for row in found}) > 1
+    longest = max((row.step_s or 0.0 for _, found in groups for row in found), default=0.0)
+    scale, unit = (1.0, "seconds") if longest >= 2 else (1e3, "milliseconds")
     drawn = []
     for heading, found in groups:
         bars: list[Bar] = []
         for row in found:
-            parts = [
-                (1e3 * (rest(row) if part == "other" else row.step_parts_s.get(part, 0.0)), c)
-                for part, c in PARTS_TIME.items()
-            ]
-            bars.append((_named(row, several), parts, duration(row.step_s or sum(p for p, _ in parts) / 1e3), row))
+            sizes = {p: rest(row) if p == "other" else row.step_parts_s.get(p, 0.0) for p in PARTS_TIME}
+            parts = [(scale * size, PARTS_TIME[part]) for part, size in sizes.items()]
+            bars.append((_named(row, several), parts, duration(row.step_s or sum(sizes.values())), row))
         drawn.append((heading, bars))
-    return _stack(drawn, "milliseconds of a step", name=name, alt=f"Step time by part, {title}", width=width)
+    return _stack(drawn, f"{unit} of a step", name=name, alt=f"Step time by part, {title}", width=width)
 
 
 def energy(

@@ -25,6 +25,9 @@ from frontier_profiling.report.study.scaling import efficiencies
 from frontier_profiling.report.wording import count, listed, percent, plural, significant
 from frontier_profiling.rows import Row
 
+LEVEL = 0.0005
+"""A lead below this is none."""
+
 
 @dataclass(frozen=True)
 class Best:
@@ -112,6 +115,14 @@ def images(n: int) -> str:
     return f"{number.rstrip('0').rstrip('.')} {unit}" if "." in number else count(n)
 
 
+def _within_range(a: Row, b: Row) -> bool:
+    """Both predicted, and either one's range of the step time holds the other's prediction, at equal batch."""
+    if not a.source == b.source == "predicted" or not (a.images_per_s and b.images_per_s and a.step_s):
+        return False
+    ratio = a.images_per_s / b.images_per_s
+    return a.step_s_high is not None and a.step_s_high / a.step_s >= ratio
+
+
 def unknown(row: Row) -> str:
     return {"measured": "not measured", "predicted": "not predicted", "published": "not published"}[row.source]
 
@@ -123,18 +134,25 @@ def about(best: Best, axis: Axis) -> str:
     if best.efficiency is not None and best.x > axis.values[0]:
         text += f" at {percent(best.efficiency, 0)} weak-scaling efficiency"
     if best.lead is not None and best.second is not None:
-        if best.lead < 0.0005:
+        if best.lead < LEVEL:
             text += f", level with {label(best.second)}"
         elif separated(row, best.second) is False:
             text += f", not separated from {label(best.second)}"
         else:
             text += f", {percent(best.lead)} ahead of {label(best.second)}"
+            text += " (within the prediction's uncertainty)" if _within_range(row, best.second) else ""
     found = limit(row)
     if found.word:
         text += f"; limited by {found.word}" + (f", {found.why}" if found.why else "")
     elif not row.step_parts_s:
         text += f"; what limits it is {unknown(row)}"
     return text
+
+
+def winner(best: Best) -> str:
+    """The fastest strategy, and the one that is level with it where there is one."""
+    level = best.second is not None and best.lead is not None and best.lead < LEVEL
+    return f"{label(best.row)} (level with {label(best.second)})" if level and best.second else label(best.row)
 
 
 def verdict(found: dict[str, list[Best]], rows: Sequence[Row], axis: Axis) -> str:
@@ -158,7 +176,7 @@ def verdict(found: dict[str, list[Best]], rows: Sequence[Row], axis: Axis) -> st
         return text
     x = max(best.x for best in tops.values())
     at_top = [best for best in tops.values() if best.x == x]
-    winners = by(at_top, lambda best: label(best.row))
+    winners = by(at_top, winner)
     said = listed([f"{name} for {listed([best.panel for best in group])}" for name, group in winners.items()])
     sources = listed(sorted({best.row.source for best in at_top}, key=SOURCE_ORDER.__getitem__))
     text = f"On {axis.say(x)} of {systems} the fastest is {said} ({sources})"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes as Plot
 from matplotlib.ticker import FuncFormatter
 
-from frontier_profiling.report.study.axes import compact, end_labels, log_y, name_y, scale_x
+from frontier_profiling.report.study.axes import end_labels, log_y, name_y, scale_x
 from frontier_profiling.report.study.looks import line
 from frontier_profiling.report.study.points import Axis, Panel, by, fastest, label, model_order, trained
 from frontier_profiling.report.study.scaling import Curve
@@ -147,8 +147,8 @@ def model_sizes(panels: Sequence[Panel], axis: Axis, x: int, looks: Looks, *, na
             plot.plot(px, py, **line(looks[strategy], source))
         plot.set_xlim(min(ticks) / 1.3, max(ticks) * 1.3)
         plot.minorticks_off()
-        plot.set_xticks(list(ticks), [f"{ticks[p]}\n{compact(p) if p >= 1e6 else ''}" for p in ticks])
-        plot.set_xlabel("model, parameters")
+        plot.set_xticks(list(ticks), list(ticks.values()))
+        plot.set_xlabel("model, by its number of parameters")
 
     return draw(name, f"Throughput over model size at {axis.say(x)}", *size, paint)
 

@@ -58,14 +58,12 @@ def looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     taken = {colour for colour, _ in out.values()}
     free = [colour for colour in COLOUR_NAMES if colour not in taken]
     used = set(out.values())
-    turn = 0
-    for name in (name for name in names if name not in out):
+    for turn, name in enumerate(name for name in names if name not in out):
         colour = free.pop(0) if free else COLOUR_NAMES[turn % len(COLOUR_NAMES)]
         wanted = MARKERS[(turn + turn // len(MARKERS)) % len(MARKERS)]
         marker = next((m for m in (wanted, *MARKERS) if (colour, m) not in used), wanted)
         out[name] = (colour, marker)
         used.add(out[name])
-        turn += 1
     return out
 
 

@@ -104,6 +104,7 @@ def report(path: Path) -> tuple[dict[str, str], str]:
     facts = record.study_record(study, axis, verdict, found, both, drawn)
     more = record.derived(study, axis)
     every = [*study.rows, *study.published]
+    common = _common_notes(every)
     context = {
         "title": study.title or study.name,
         "study": study,
@@ -117,7 +118,8 @@ def report(path: Path) -> tuple[dict[str, str], str]:
         "systems": sorted({row.system for row in every}),
         "told": [name for name in COLUMNS if any(getattr(row, name) is not None for row in every)],
         "untold": [said for name, said in COLUMNS.items() if all(getattr(row, name) is None for row in every)],
-        "common_notes": _common_notes(every),
+        "common_notes": common,
+        "row_notes": any(note not in common for row in every for note in row.notes),
         "counts": _counts(study.rows),
         "sources": sorted({row.source for row in every}),
         "script": Markup((HERE / "table.js").read_text(encoding="utf-8")),

@@ -29,8 +29,7 @@ def environment(study: Study) -> dict[str, str]:
             if text not in out.setdefault(name, []):
                 out[name].append(text)
 
-    for name in ("question", "mode"):
-        add(name, getattr(study, name))
+    add("mode", study.mode)
     for name, value in study.axes.items():
         add(f"axis {name}", ", ".join(map(str, value)) if isinstance(value, list) else value)
     for name, value in study.more.items():
@@ -60,7 +59,7 @@ def derived(study: Study, axis: Axis) -> dict[int, dict[str, Any]]:
     """id(row) -> what the report adds to it."""
     weak: dict[int, float] = {}
     strong: dict[int, float] = {}
-    for panel in panels(study.rows):
+    for panel in (*panels(study.rows), *panels(study.published)):
         weak |= efficiencies(panel.rows, axis, "weak")
         strong |= efficiencies(panel.rows, axis, "strong")
     return {
@@ -90,6 +89,7 @@ def study_record(
         "version": __version__,
         "study": study.name,
         "title": study.title,
+        "question": study.question,
         "path": str(study.path),
         "verdict": verdict,
         "axis": axis.name,

@@ -49,7 +49,7 @@ class Section:
     caption: str = ""
     panels: list[tuple[str, Markup]] = field(default_factory=list)
     heats: list[tuple[str, Heat]] = field(default_factory=list)
-    legend: Markup = Markup("")
+    legend: Markup = field(default_factory=Markup)
     sources: list[str] = field(default_factory=list)
     missing: str = ""
     wide: int = 0
