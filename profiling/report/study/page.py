@@ -71,6 +71,12 @@ def state(row: Row) -> str:
     return f"{said}: {reason}" if reason and reason != said else said
 
 
+def signed_percent(ratio: float) -> str:
+    """1.25 -> +25.0 %; what rounds to nothing has no sign."""
+    text = f"{100 * (ratio - 1):+.1f} %"
+    return "0.0 %" if text[1:] == "0.0 %" else text.replace("-", wording.MINUS)
+
+
 HELPERS: dict[str, Any] = {
     "figure": figure,
     "plain": plain,
@@ -87,7 +93,7 @@ HELPERS: dict[str, Any] = {
     "signs": delta.SIGNS,
     "point_name": delta.name,
     "setting_word": setting_word,
-    "signed_percent": lambda ratio: f"{100 * (ratio - 1):+.1f} %".replace("-", wording.MINUS),
+    "signed_percent": signed_percent,
     "fenced": render.fenced,
     "version": render.__version__,
 }
