@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes as Plot
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from frontier_profiling.report.study.axes import compact
@@ -20,7 +21,7 @@ Bar = tuple[str, list[tuple[float, str]], str, Row]
 
 
 def chosen(rows: Sequence[Row], axis: Axis, known: Callable[[Row], object]) -> list[tuple[str, list[Row]]]:
-    """Rows to draw as bars, grouped by x: one a strategy and source at the smallest and at the largest x of the axis.
+    """Rows to draw as bars, grouped by x: one a strategy and source at the smallest, the largest, and the largest measured x of the axis.
 
     Up to three x, all are shown. Of several settings the fastest is taken, of rows without a speed the one that needs
     least memory.
@@ -29,7 +30,8 @@ def chosen(rows: Sequence[Row], axis: Axis, known: Callable[[Row], object]) -> l
     found = by(sorted(rows, key=axis.of), axis.of)
     xs = list(found)
     if len(axis.values) > 3:
-        xs = list(dict.fromkeys([*xs[:1], *xs[-1:]]))
+        measured = [x for x in xs if any(row.source == "measured" for row in found[x])]
+        xs = sorted({*xs[:1], *measured[-1:], *xs[-1:]})
     order = labels(rows)
 
     def pick(group: Sequence[Row]) -> Row:
@@ -79,18 +81,17 @@ def _stack(
             for text, parts, after, row in bars:
                 left = 0.0
                 for size, colour in parts:
-                    plot.barh(
-                        place,
-                        min(size, max(0.0, cut - left)),
-                        left=min(left, cut),
-                        height=0.74,
-                        color=COLOURS[colour],
-                        alpha=1.0 if row.source == "measured" else 0.72,
-                        linewidth=0,
+                    at, end_at = min(left, cut), min(left + size, cut)
+                    paler = 1.0 if row.source == "measured" else 0.72
+                    box = Rectangle(
+                        (at, place - 0.37), end_at - at, 0.74, color=COLOURS[colour], alpha=paler, linewidth=0
                     )
+                    plot.add_artist(box)
                     left += size
                 if row.source == "measured":
-                    plot.barh(place, min(left, cut), height=0.74, fill=False, edgecolor=COLOURS["text"], linewidth=1.2)
+                    frame = Rectangle((0, place - 0.37), min(left, cut), 0.74, fill=False, linewidth=1.2)
+                    frame.set_edgecolor(COLOURS["text"])
+                    plot.add_artist(frame)
                 dead = row.status != "done"
                 plot.annotate(
                     ("» " if left > cut else "") + after,
