@@ -215,10 +215,12 @@ def setting(
 ) -> str:
     """images/s of each value of one setting, grouped by strategy, at the largest x that has several values."""
     rows = [row for row in rows if row.status == "done" and row.images_per_s]
-    many = [x for x, found in by(rows, axis.of).items() if len({getattr(row, field) for row in found}) > 1]
+    places = by(rows, lambda row: (axis.of(row), label(row)))
+    many = {place: found for place, found in places.items() if len({getattr(row, field) for row in found}) > 1}
     if not many:
         return ""
-    rows = [row for row in rows if axis.of(row) == max(many)]
+    x = max(at for at, _ in many)
+    rows = [row for (at, _), found in many.items() if at == x for row in found]
     several = len({row.source for row in rows}) > 1
     drawn = []
     for strategy in labels(rows):
@@ -232,7 +234,7 @@ def setting(
             bars.append(
                 (text, [(row.images_per_s or 0.0, looks[strategy][0])], significant(row.images_per_s or 0.0), row)
             )
-        drawn.append((f"{strategy}, {axis.say(max(many))}", bars))
+        drawn.append((f"{strategy}, {axis.say(x)}", bars))
     return _stack(drawn, "images/s", name=name, alt=f"Throughput by {word(field)}, {title}", width=width)
 
 

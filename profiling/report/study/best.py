@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from frontier_profiling.report.study.scaling import efficiencies
 from frontier_profiling.report.wording import count, listed, percent, plural, significant
 from frontier_profiling.rows import Row
 
+MILLION = 1_000_000
 LEVEL = 0.0005
 """A lead below this is none."""
 
@@ -52,13 +54,12 @@ class Best:
 
     @property
     def node_hours(self) -> tuple[float, int] | None:
-        """(node-hours, for how many images)."""
+        """(node-hours, for how many images): the study's samples, or a million where it names none."""
         row = self.row
         if row.samples and row.node_hours is not None:
             return row.node_hours, row.samples
-        if row.samples and row.images_per_s:
-            return row.samples / row.images_per_s / 3600 * row.nodes, row.samples
-        return None
+        samples = row.samples or MILLION
+        return (samples / row.images_per_s / 3600 * row.nodes, samples) if row.images_per_s else None
 
 
 def best_points(panel: Panel, axis: Axis) -> list[Best]:
@@ -103,10 +104,8 @@ def cost(best: Best) -> str:
     """`4.4 node-hours for 1.28 M images, 3.2 J/image`, or what of that is not known."""
     row = best.row
     energy = f"{significant(row.joules_per_image)} J/image" if row.joules_per_image else f"energy {unknown(row)}"
-    if best.node_hours:
-        hours, samples = best.node_hours
-        return f"{significant(hours)} node-hours for {images(samples)} images, {energy}"
-    return f"{energy}; node-hours not stated, for the study names no number of images"
+    hours, samples = best.node_hours or (math.nan, 0)
+    return f"{significant(hours)} node-hours for {images(samples)} images, {energy}"
 
 
 def images(n: int) -> str:

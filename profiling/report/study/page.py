@@ -89,6 +89,7 @@ HELPERS: dict[str, Any] = {
     "unknown": unknown,
     "about": best.about,
     "cost": best.cost,
+    "images": best.images,
     "spans": best.spans,
     "signs": delta.SIGNS,
     "point_name": delta.name,

@@ -20,7 +20,8 @@ OWN = ("measured", "predicted")
 SOURCES = (*OWN, "published")
 COUNTS = ("nodes", "devices", "micro_batch")
 TEXTS = ("model", "system", "strategy")
-KNOWN = ("name", "title", "question", "mode", "axes")
+AXES = ("axes", "grid")
+KNOWN = ("name", "title", "question", "mode", *AXES)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def read_study(path: Path) -> Study:
         title=str(spec.get("title") or ""),
         question=str(spec.get("question") or ""),
         mode=str(spec.get("mode") or ""),
-        axes=spec["axes"] if isinstance(spec.get("axes"), dict) else {},
+        axes=next((spec[name] for name in AXES if isinstance(spec.get(name), dict)), {}),
         more={key: value for key, value in spec.items() if key not in KNOWN},
         notes=notes,
     )

@@ -18,6 +18,10 @@ from frontier_profiling.report.study.scaling import efficiencies
 from frontier_profiling.report.study.sections import Section
 from frontier_profiling.rows import Row, flat
 
+MOST_TEXT = 240
+OF_ONE_POINT = ("wall_s", "attempts", "slurm_job_id", "date", "time")
+"""Facts that tell points apart rather than the environment: shown where all rows have the same."""
+
 
 def environment(study: Study) -> dict[str, str]:
     """What the study asked for and what its rows ran on; where rows differ, all values."""
@@ -26,6 +30,7 @@ def environment(study: Study) -> dict[str, str]:
     def add(name: str, value: Any) -> None:
         if value not in (None, "", [], {}):
             text = value if isinstance(value, str) else json.dumps(value, default=str).replace('"', "")
+            text = text if len(text) <= MOST_TEXT else text[:MOST_TEXT] + "…"
             if text not in out.setdefault(name, []):
                 out[name].append(text)
 
@@ -49,6 +54,9 @@ def environment(study: Study) -> dict[str, str]:
         for name, value in row.facts.items():
             add(name, value)
     most = 6
+    for name in OF_ONE_POINT:
+        if len(out.get(name, ())) > 1:
+            del out[name]
     return {
         name.replace("_", " "): ", ".join(values[:most]) + (f", … ({len(values)} values)" if len(values) > most else "")
         for name, values in out.items()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from frontier_profiling.report.study import bars, clouds, lines
+from frontier_profiling.report.study import bars, clouds, lines, traces
 from frontier_profiling.report.study.agreement import Pair, summary
 from frontier_profiling.report.study.heat import Heat, heat
 from frontier_profiling.report.study.looks import (
@@ -122,7 +122,7 @@ def sections(study: Study, axis: Axis, pairs: Sequence[Pair]) -> list[Section]:
         for name in SETTINGS
         if name == "prefetch" or len({getattr(row, name) for row in study.rows}) > 1
     ]
-    return [*out, _energy(d), _agreement(d), _published(d), _spread(d)]
+    return [*out, _energy(d), _power(d), _agreement(d), _published(d), _spread(d)]
 
 
 def _scaling(d: Drawer) -> list[Section]:
@@ -284,6 +284,18 @@ def _energy(d: Drawer) -> Section:
         lambda panel, name, size: bars.energy(panel.rows, d.axis, d.looks, name=name, title=panel.title, width=size[0]),
         known,
         Markup(""),
+    )
+
+
+def _power(d: Drawer) -> Section:
+    known = [row for row in d.study.rows if row.source == "measured"]
+    return d.each(
+        "power",
+        "Power over time",
+        f"Of the first node while the run trained, the fastest point of each strategy at the largest number of {d.axis.name}.",
+        "no measured point's metrics tell the power",
+        lambda panel, name, size: traces.power(d.study, panel, d.axis, d.looks, name, size),
+        known,
     )
 
 

@@ -23,6 +23,7 @@ from frontier_profiling.report.study.looks import FIXED, looks
 from frontier_profiling.report.study.points import panels, scaling_axis
 from frontier_profiling.report.study.read import read_study
 from frontier_profiling.report.study.scaling import curves
+from frontier_profiling.report.study.traces import trace
 from frontier_profiling.rows import Row
 from tests.conftest import ROOT
 from tests.profiling.report import by_hand
@@ -118,6 +119,9 @@ def test_best_prefers_what_was_measured() -> None:
     assert (best.row.strategy, best.row.source) == ("no_shard", "measured")
     assert best.lead == pytest.approx(0.1)
     assert best.node_hours == (pytest.approx(1.0), 396_000)  # 396,000 images at 110 a second on one node
+    rows[2].samples = None
+    (best,) = best_points(panels(rows)[0], scaling_axis(rows))
+    assert best.node_hours == (pytest.approx(1e6 / 396_000), 1_000_000)
 
 
 def test_agreement_by_hand() -> None:
@@ -279,6 +283,22 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert "<script>alert" not in check_page(folder)
     markdown = (folder / "report.md").read_text()
     assert "<script>alert" not in markdown.split("## Reproduce")[0]
+
+
+def test_power_is_drawn_from_the_runs_and_from_nowhere_else(tmp_path: Path) -> None:
+    lines = "\n".join(json.dumps({"time": 100.0 + i, "power_w": 300.0 + i}) for i in range(20)) + '\n{"torn'
+    inside, outside = row(path="points/a"), row(path="../elsewhere", strategy="ddp")
+    folder = write(tmp_path / "study", [inside, outside])
+    for place in (folder / "points" / "a" / "run", tmp_path / "elsewhere"):
+        place.mkdir(parents=True)
+        (place / "metrics.jsonl").write_text(lines)
+    study = read_study(folder)
+    found = trace(study, study.rows[0])
+    assert found is not None
+    assert (found[0][-1], found[1][-1]) == (19.0, 319.0)
+    assert trace(study, study.rows[1]) is None
+    assert report(folder) == 0
+    assert "Power over time" not in record(folder)["missing"]
 
 
 @pytest.mark.parametrize("text", ['{"rows": [{"sou', "", "[1, 2", '{"schema": 1}', '{"rows": 3}', '{"rows": []}'])
