@@ -238,5 +238,37 @@ def setting(
     return _stack(drawn, "images/s", name=name, alt=f"Throughput by {word(field)}, {title}", width=width)
 
 
+def changes(points: Sequence[tuple[str, float, str, str]], *, name: str, width: int) -> str:
+    """Change of the throughput in percent: (point, ratio, text beside it, name of the colour), one bar each."""
+    if not points:
+        return ""
+
+    def paint(plot: Plot) -> None:
+        sizes = [100 * (ratio - 1) for _, ratio, _, _ in points]
+        widest = max(1.0, *map(abs, sizes))
+        for place, (size, (_, _, text, colour)) in enumerate(zip(sizes, points, strict=True)):
+            plot.add_artist(Rectangle((0, place - 0.37), size, 0.74, color=COLOURS[colour], linewidth=0))
+            side = 1 if size >= 0 else -1
+            plot.annotate(
+                text,
+                (size, place),
+                xytext=(5 * side, 0),
+                textcoords="offset points",
+                va="center",
+                ha="left" if side > 0 else "right",
+                fontsize=10,
+            )
+        plot.axvline(0, color=COLOURS["text"], linewidth=1.0)
+        plot.set_xlim(-1.45 * widest, 1.45 * widest)
+        plot.set_ylim(len(points) - 0.4, -0.6)
+        plot.set_yticks(range(len(points)), [text for text, _, _, _ in points])
+        plot.tick_params(axis="y", length=0, labelcolor=COLOURS["text"], labelsize=10.5)
+        plot.grid(visible=False, axis="y")
+        plot.spines["left"].set_visible(False)
+        plot.set_xlabel("change of images/s, %")
+
+    return draw(name, "Change of the throughput point by point", width, 60 + 19 * len(points), paint)
+
+
 def _sortable(value: object) -> tuple[int, float, str]:
     return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))

@@ -11,6 +11,7 @@ from frontier_profiling.report.study.delta import separated
 from frontier_profiling.report.study.limits import limit
 from frontier_profiling.report.study.points import (
     FAILED,
+    SETTINGS,
     SOURCE_ORDER,
     Axis,
     Panel,
@@ -65,7 +66,9 @@ class Best:
 def best_points(panel: Panel, axis: Axis) -> list[Best]:
     """One for each x at which a point ended."""
     out = []
-    names = varying(panel.rows)
+    places = by(panel.rows, lambda row: (axis.of(row), label(row), row.source)).values()
+    chosen = {name for found in places for name in varying(found)}
+    names = [name for name in SETTINGS if name in chosen]
     weak = efficiencies(panel.rows, axis, "weak")
     for x, rows in sorted(by(panel.rows, axis.of).items()):
         ended = [row for row in rows if trained(row)]

@@ -188,6 +188,27 @@ def verdict(a: Study, b: Study, points: Sequence[Point]) -> str:
     return text + "."
 
 
+COLOURS = {"better": "s3", "worse": "alarm", "no difference": "s5", "no claim": "s5"}
+MOST_BARS = 40
+
+
+def bars(points: Sequence[Point]) -> list[tuple[str, float, str, str]]:
+    """For `bars.changes`: up to 40 points, those that changed most, in their own order."""
+    known = [point for point in points if point.throughput.ratio]
+    chosen = sorted(known, key=lambda p: -abs(math.log(p.throughput.ratio or 1.0)))[:MOST_BARS]
+    kept = {id(point) for point in chosen}
+    return [
+        (
+            name(p.after),
+            p.throughput.ratio or 1.0,
+            f"{p.throughput.sign} {p.throughput.judgement}",
+            COLOURS[p.throughput.judgement],
+        )
+        for p in known
+        if id(p) in kept
+    ]
+
+
 def name(row: Row) -> str:
     nodes = f"{row.nodes:,} node{'s' if row.nodes != 1 else ''}"
     return f"{row.model}, {row.strategy}, {nodes}" + (f", {row.devices:,} devices" if row.nodes == 1 else "")

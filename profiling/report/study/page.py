@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from frontier.errors import UserError
 from frontier_profiling.report import render, wording
-from frontier_profiling.report.study import best, delta, record
+from frontier_profiling.report.study import bars, best, delta, record
 from frontier_profiling.report.study.agreement import pairs
 from frontier_profiling.report.study.best import best_points, unknown
 from frontier_profiling.report.study.limits import limit
@@ -155,6 +155,7 @@ def comparison(first: Path, second: Path) -> tuple[dict[str, str], str]:
         "b": b,
         "points": points,
         "only": [(a, only[0]), (b, only[1])],
+        "drawing": Markup(bars.changes(delta.bars(points), name="changes", width=940)),
         "record": facts,
         "varied": varying([point.after for point in points], ("workload", "image_size", "system", *SETTINGS)),
         "script": Markup((HERE / "table.js").read_text(encoding="utf-8")),

@@ -16,6 +16,7 @@ from frontier_profiling.report.study.points import Axis, label, panels
 from frontier_profiling.report.study.read import Study
 from frontier_profiling.report.study.scaling import efficiencies
 from frontier_profiling.report.study.sections import Section
+from frontier_profiling.report.wording import flat as flat_text
 from frontier_profiling.rows import Row, flat
 
 MOST_TEXT = 240
@@ -23,13 +24,22 @@ OF_ONE_POINT = ("wall_s", "attempts", "slurm_job_id", "date", "time")
 """Facts that tell points apart rather than the environment: shown where all rows have the same."""
 
 
+def filled(value: Any) -> Any:
+    """Without what is empty, at any depth."""
+    if isinstance(value, dict):
+        kept = {key: filled(item) for key, item in value.items()}
+        return {key: item for key, item in kept.items() if item not in (None, "", [], {})}
+    return [filled(item) for item in value] if isinstance(value, list) else value
+
+
 def environment(study: Study) -> dict[str, str]:
     """What the study asked for and what its rows ran on; where rows differ, all values."""
     out: dict[str, list[str]] = {}
 
     def add(name: str, value: Any) -> None:
+        value = filled(value)
         if value not in (None, "", [], {}):
-            text = value if isinstance(value, str) else json.dumps(value, default=str).replace('"', "")
+            text = flat_text(value)
             text = text if len(text) <= MOST_TEXT else text[:MOST_TEXT] + "…"
             if text not in out.setdefault(name, []):
                 out[name].append(text)

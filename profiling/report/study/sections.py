@@ -264,7 +264,7 @@ def _setting(d: Drawer, name: str) -> Section:
         f"by-{name.replace('_', '-')}",
         named[0].upper() + named[1:],
         f"Throughput by {named}, the fastest of the other settings, at the largest number of {d.axis.name} with several. Framed bars are measured.",
-        "all points have the same",
+        "no strategy has several at one size",
         lambda panel, id, size: bars.setting(
             panel.rows, name, d.looks, d.axis, name=id, title=panel.title, width=size[0]
         ),

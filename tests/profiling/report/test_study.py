@@ -192,7 +192,7 @@ def test_formats_agree_and_hold_every_row(tmp_path: Path) -> None:
     for point in lost:
         assert point.error in text
         assert point.error in markdown
-    assert facts["environment"]["surprise"] == "{a: 1}"
+    assert facts["environment"]["surprise"] == "a 1"
     assert "Spread of the ranks" in facts["missing"]
     assert facts["verdict"] in markdown.replace("\\", "")
     for source in ("measured", "predicted", "published"):
