@@ -142,7 +142,10 @@ def about(best: Best, axis: Axis) -> str:
             text += f", not separated from {label(best.second)}"
         else:
             text += f", {percent(best.lead)} ahead of {label(best.second)}"
-            text += " (within the prediction's uncertainty)" if _within_range(row, best.second) else ""
+            if _within_range(row, best.second):
+                text += " (within the prediction's uncertainty)"
+            elif row.source == "measured" and separated(row, best.second) is None:
+                text += " (without an interval to judge it by)"
     found = limit(row)
     if found.word:
         text += f"; limited by {found.word}" + (f", {found.why}" if found.why else "")

@@ -28,7 +28,7 @@ from frontier_profiling.report.study.points import (
 )
 from frontier_profiling.report.study.points import word as setting_word
 from frontier_profiling.report.study.read import Study, read_study
-from frontier_profiling.report.study.sections import sections
+from frontier_profiling.report.study.sections import sections, sources
 from frontier_profiling.rows import Row
 
 HERE = Path(__file__).parent
@@ -155,6 +155,7 @@ def comparison(first: Path, second: Path) -> tuple[dict[str, str], str]:
         "b": b,
         "points": points,
         "only": [(a, only[0]), (b, only[1])],
+        "sources": sources([row for point in points for row in (point.before, point.after)]),
         "drawing": Markup(bars.changes(delta.bars(points), name="changes", width=940)),
         "record": facts,
         "varied": varying([point.after for point in points], ("workload", "image_size", "system", *SETTINGS)),
