@@ -76,14 +76,11 @@ def read_study(path: Path) -> Study:
 
 def beside(rows: list[Row]) -> list[Row]:
     """The published points of the models and node counts that `rows` has on Frontier; of another system, none."""
-    try:
-        from frontier_profiling.predict.published import published_rows
-    except ModuleNotFoundError:
-        return []
-
     own = [row for row in rows if row.source in OWN and row.system == "frontier"]
     if not own:
         return []
+    from frontier_profiling.predict.published import published_rows
+
     models, nodes = {row.model for row in own}, {row.nodes for row in own}
     return [row for row in published_rows() if row.model in models and row.nodes in nodes]
 
