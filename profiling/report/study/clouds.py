@@ -59,6 +59,16 @@ def pareto(
             markersize=14,
             zorder=6,
         )
+        right = (peak(best) or 0.0) > 0.5 * max(peak(row) or 0.0 for row in known)
+        plot.annotate(
+            label(best),
+            (peak(best) or 0.0, best.images_per_s or 0.0),
+            xytext=(-9 if right else 9, 4),
+            textcoords="offset points",
+            ha="right" if right else "left",
+            fontsize=10,
+            fontweight="bold",
+        )
         most, need = max(row.images_per_s or 0.0 for row in known), max(peak(row) or 0.0 for row in known)
         limits = {row.memory_limit_gib for row in known if row.memory_limit_gib}
         near = [limit for limit in limits if limit < 3 * need]
