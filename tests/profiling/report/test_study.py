@@ -150,6 +150,15 @@ def test_heat_map_has_no_gap_without_a_reason() -> None:
     assert cells["ddp", 2].title == "not tried"
 
 
+def test_heat_map_does_not_mix_the_peaks_of_two_precisions() -> None:
+    rows = [row(strategy="ddp", precision="fp32", mfu=0.4, peak_tflops=47.9), row(mfu=0.3, peak_tflops=191.5)]
+    table = heat(rows, scaling_axis(rows))
+    assert table is not None and table.unit == "images/s a device"
+    rows[0].precision, rows[0].peak_tflops = "bf16", 191.5
+    table = heat(rows, scaling_axis(rows))
+    assert table is not None and table.unit == "MFU, %"
+
+
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the published points are not here")
 def test_published_study(tmp_path: Path) -> None:
     folder = write(tmp_path / "study", by_hand.published(REFERENCE), title="As published")
