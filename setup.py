@@ -43,7 +43,10 @@ setup(
     package_dir=renamed,
     package_data={
         "frontier_jobs": ["*.sh", "*.env", "configs/*.yaml"],
-        "frontier_profiling": ["report/*.j2", "report/*.css", "systems/*.yaml", "predict/*.yaml"],
+        "frontier_profiling": [
+            *("report/*.j2", "report/*.css", "report/study/*.j2", "report/study/*.css", "report/study/*.js"),
+            *("predict/*.yaml", "systems/*.yaml"),
+        ],
     },
     install_requires=[
         "torch>=2.10",

@@ -1,4 +1,4 @@
-"""`frontier report DIR…`: a report of one run, or one comparison of several."""
+"""`frontier report DIR…`: a report of one run or study, or one comparison of several runs or of two studies."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(
         prog="frontier report",
         description="Write report.html (one self-contained file), report.md, report.csv and report.json of a run, "
-        "or one comparison of several runs.",
+        "or one comparison of several runs; of a study (`frontier sweep`) the same, and of two studies a comparison point by point.",
     )
-    out.add_argument("runs", nargs="+", metavar="DIR", help="run folder(s): the `run.dir` of `frontier pretrain`")
+    out.add_argument(
+        "runs",
+        nargs="+",
+        metavar="DIR",
+        help="run folder(s): the `run.dir` of `frontier pretrain`; or one or two folders of a study, or files of rows (`frontier plan --json`)",
+    )
     out.add_argument("--out", metavar="DIR", help="where to write (default: the run; for several, their common parent)")
     out.add_argument("--data", metavar="SHARDS", help="shards for the sample pictures, where they have moved")
     out.add_argument("--no-pictures", action="store_true", help="leave the sample reconstructions out (loads no model)")
@@ -34,6 +39,9 @@ def main(argv: Sequence[str]) -> int:
     folders = list(dict.fromkeys(Path(folder) for folder in options.runs))
     if len({folder.resolve() for folder in folders}) < len(options.runs):
         raise UserError("a run folder is given twice: name each run once")
+    studies = [is_study(folder) for folder in folders]
+    if any(studies):
+        return study(folders, studies, options)
     if options.data and (len(folders) > 1 or options.no_pictures):
         raise UserError("--data is for the pictures of one run: give one DIR, and no --no-pictures")
 
@@ -42,6 +50,35 @@ def main(argv: Sequence[str]) -> int:
     runs = [read_run(folder) for folder in folders]
     target = Path(options.out) if options.out else folders[0] if len(runs) == 1 else common_parent(folders)
     texts, verdict = one_run(runs[0], options) if len(runs) == 1 else several_runs(runs)
+    return deliver(target, texts, verdict, options)
+
+
+def is_study(path: Path) -> bool:
+    """A folder with study.yaml or rows.json, or a JSON file of rows."""
+    if path.is_dir():
+        return (path / "rows.json").is_file() or (path / "study.yaml").is_file()
+    return path.is_file() and path.suffix == ".json"
+
+
+def study(folders: Sequence[Path], studies: Sequence[bool], options: argparse.Namespace) -> int:
+    """Report one study or compare two. Raises UserError where runs are among them."""
+    if not all(studies):
+        run = folders[studies.index(False)]
+        raise UserError(f"{run} is no study: a report is of runs or of studies, not of both")
+    if options.data or options.no_pictures:
+        raise UserError("--data and --no-pictures are for the pictures of a run: a study has none")
+    from frontier_profiling.report.study.page import reports
+
+    target = Path(options.out) if options.out else None
+    if target is None:
+        target = (
+            (folders[0] if folders[0].is_dir() else folders[0].parent) if len(folders) == 1 else common_parent(folders)
+        )
+    return deliver(target, *reports(folders), options)
+
+
+def deliver(target: Path, texts: dict[str, str], verdict: str, options: argparse.Namespace) -> int:
+    """Write the files, and say on standard output what they say."""
     write(target, texts)
     if options.json:
         print(texts["report.json"], end="")
@@ -93,7 +130,8 @@ def common_parent(folders: Sequence[Path]) -> Path:
     system's root.
     """
     parent = Path(os.path.commonpath([folder.resolve() for folder in folders]))
-    if parent == Path(parent.anchor) or (parent / "metrics.jsonl").exists():
+    taken = any((parent / name).exists() for name in ("metrics.jsonl", "rows.json"))
+    if parent == Path(parent.anchor) or taken:
         raise UserError(f"the runs' common parent {parent} is no place for a comparison: say where with --out DIR")
     return parent
 

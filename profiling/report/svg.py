@@ -24,6 +24,9 @@ COLOURS = {
     "s4": "#040404",
     "s5": "#040405",
     "s6": "#040406",
+    "s7": "#040407",
+    "s8": "#040408",
+    "page": "#060606",
     "alarm": "#050505",
 }
 """Stand-ins that no drawing uses otherwise; each becomes `var(--name)` of report.css."""
@@ -54,6 +57,7 @@ STYLE: dict[Any, Any] = {
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
     "axes.unicode_minus": True,
+    "text.parse_math": False,
 }
 
 
