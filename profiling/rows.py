@@ -136,7 +136,10 @@ def flat(row: Row) -> dict[str, Any]:
     node = row.as_dict()
     memory, parts, mesh = node.pop("memory_gib"), node.pop("step_parts_s"), node.pop("mesh")
     ci, facts = node.pop("step_ci95_s"), node.pop("facts")
-    node |= {f"memory_{name}_gib": memory.get(name) for name in (*MEMORY_PARTS, "total_allocated", "peak", "active", "reserved")}
+    node |= {
+        f"memory_{name}_gib": memory.get(name)
+        for name in (*MEMORY_PARTS, "total_allocated", "peak", "active", "reserved")
+    }
     node |= {f"step_{name}_s": parts.get(name) for name in TIME_PARTS}
     node |= {f"mesh_{axis}": mesh.get(axis) for axis in ("replicate", "shard", "tensor")}
     node |= {"step_ci95_low_s": ci[0] if ci else None, "step_ci95_high_s": ci[1] if ci else None}

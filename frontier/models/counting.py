@@ -5,7 +5,7 @@ Convention of FLOPs: matrix products only, 2 a multiply-add, backward = 2 x forw
 
 from dataclasses import dataclass
 
-from frontier.models.mae import MAEConfig
+from frontier.models.mae_config import MAEConfig
 from frontier.models.presets import ViTShape
 
 

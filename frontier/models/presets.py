@@ -69,6 +69,15 @@ def check_heads(width: int, heads: int, where: str) -> None:
     raise UserError(f"{where} {heads} does not divide width {width}: use one of {', '.join(map(str, near))}")
 
 
+def check_image_size(image_size: int, patch: int, where: str = "image_size") -> None:
+    """Raise `UserError` unless `patch` divides `image_size`, naming the nearest sizes that it divides."""
+    if image_size >= patch and image_size % patch == 0:
+        return
+    below = image_size // patch * patch
+    sizes = f"{below} or {below + patch}" if below else str(patch)
+    raise UserError(f"{where} {image_size} is not a multiple of patch {patch}: the nearest is {sizes}")
+
+
 PRESETS: dict[str, ViTShape] = {
     "vit_debug": ViTShape(width=32, depth=2, heads=2, mlp_hidden=128, patch=8),
     "vit_tiny": ViTShape(width=192, depth=12, heads=3, mlp_hidden=768, patch=8),

@@ -9,7 +9,7 @@ from frontier.errors import UserError
 from frontier.models.layers import Block
 from frontier.models.linear import Linear
 from frontier.models.posembed import sincos_2d
-from frontier.models.presets import ViTShape
+from frontier.models.presets import ViTShape, check_image_size
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
@@ -27,15 +27,6 @@ def unpatchify(patches: Tensor, patch: int, channels: int) -> Tensor:
     grid = int(length**0.5)
     x = patches.reshape(batch, grid, grid, channels, patch, patch)
     return x.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels, grid * patch, grid * patch)
-
-
-def check_image_size(image_size: int, patch: int, where: str = "image_size") -> None:
-    """Raise `UserError` unless `patch` divides `image_size`, naming the nearest sizes that it divides."""
-    if image_size >= patch and image_size % patch == 0:
-        return
-    below = image_size // patch * patch
-    sizes = f"{below} or {below + patch}" if below else str(patch)
-    raise UserError(f"{where} {image_size} is not a multiple of patch {patch}: the nearest is {sizes}")
 
 
 class ViT(nn.Module):

@@ -7,6 +7,7 @@ kernels, the device context. `python benchmarks/engine.py memory` sets the sum a
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -15,13 +16,74 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from frontier.config.schema import ZERO
+from frontier.config.schema import ParallelConfig
+from frontier.launch.mesh import ParallelDims
 from frontier.models.attention import fused_on_meta
+from frontier.models.registry import Family, ImageShape
 from frontier.parallel.apply import SAVED_WHEN_SELECTIVE, ShardUnits
-from frontier.parallel.tensor import planned_modules
+from frontier.parallel.footprint import model_state, together
+from frontier.parallel.tensor import check_divides, planned_modules
 from frontier.train.plan import RunPlan
 
-_FP32 = 4
+
+@dataclass(frozen=True)
+class MemoryCase:
+    """What memory depends on, and no more: neither data nor a run's folder.
+
+    Attributes:
+        model: on the meta device.
+        inputs: (module, images [B, C, H, W], members [B, 2], seed) -> keyword arguments of its forward, as a family gives them.
+        micro_batch: images of a forward pass on a rank.
+        accumulation: micro-batches of a step.
+    """
+
+    model: nn.Module
+    inputs: Callable[[nn.Module, Tensor, Tensor, int], dict[str, Tensor]]
+    dims: ParallelDims
+    parallel: ParallelConfig
+    images: ImageShape
+    micro_batch: int
+    accumulation: int = 1
+
+    @classmethod
+    def of_plan(cls, plan: RunPlan) -> MemoryCase:
+        """The case of a run that is resolved against its data."""
+        data = plan.config.data
+        assert data.image_size and data.mean
+        images = ImageShape(data.image_size, len(data.mean))
+        batch = plan.batch
+        return cls(
+            plan.model,
+            plan.family.inputs,
+            plan.dims,
+            plan.config.parallel,
+            images,
+            batch.micro_batch,
+            batch.accumulation,
+        )
+
+    @classmethod
+    def of_family(
+        cls,
+        family: Family,
+        section: dict[str, Any],
+        images: ImageShape,
+        parallel: ParallelConfig,
+        world_size: int,
+        micro_batch: int,
+        accumulation: int = 1,
+    ) -> MemoryCase:
+        """The case of a `model:` section of `family` on images of such a shape, without data.
+
+        Raises:
+            UserError: sizes that do not fit together, or a strategy that does not fit the ranks.
+        """
+        dims = ParallelDims.from_strategy(parallel.strategy, world_size, parallel.tensor, parallel.sequence_parallel)
+        with torch.device("meta"):
+            model = family.build(family.config(**section), images)
+        if parallel.tensor > 1:
+            check_divides(model, parallel.tensor)
+        return cls(model, family.inputs, dims, parallel, images, micro_batch, accumulation)
 
 
 @dataclass
@@ -59,17 +121,15 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.untyped_storage().nbytes()
 
 
-def count_activations(plan: RunPlan) -> _Count:
+def count_activations(case: MemoryCase) -> _Count:
     """What autograd keeps for the backward pass of one micro-batch, by unit, from a forward pass on meta.
 
     Each storage counts once, parameters do not. Inside a module that a tensor group of T splits, a rank keeps 1/T of the features
     of T times (sequence parallelism) or once the samples, and the gathered input.
     """
-    config, tensor = plan.config, plan.dims.tensor
-    assert config.data.image_size and config.data.mean
-    together = plan.dims.sequence_parallel
-    model = copy.deepcopy(plan.model)
-    if config.parallel.precision == "bf16":
+    tensor, own_samples = case.dims.tensor, case.dims.sequence_parallel
+    model = copy.deepcopy(case.model)
+    if case.parallel.precision == "bf16":
         model = model.to(torch.bfloat16)
     units = cast(ShardUnits, model).shard_units()
     count = _Count(units=[_Unit() for _ in units])
@@ -81,7 +141,7 @@ def count_activations(plan: RunPlan) -> _Count:
         key = saved.untyped_storage()._cdata
         if key not in seen:
             seen[key] = saved
-            size = _bytes(saved) / (tensor if inner and not together else 1)
+            size = _bytes(saved) / (tensor if inner and not own_samples else 1)
             if now:
                 now[-1].kept += size
             else:
@@ -97,7 +157,7 @@ def count_activations(plan: RunPlan) -> _Count:
 
     def enter_split(_module: nn.Module, args: tuple[Any, ...]) -> None:
         keep(args[0])
-        if together and now:
+        if own_samples and now:
             now[-1].kept += (tensor - 1) * _bytes(args[0])  # gathered from the group
         inner.append(True)
 
@@ -108,27 +168,27 @@ def count_activations(plan: RunPlan) -> _Count:
         for _, part, _plan in planned_modules(model):
             part.register_forward_pre_hook(enter_split)
             part.register_forward_hook(lambda *_: inner.pop() and None)
-    micro, size = plan.batch.micro_batch, config.data.image_size
+    micro, size = case.micro_batch, case.images.image_size
     dear = _Dear()
     with torch.device("meta"), fused_on_meta(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), dear:
-        images = torch.empty(micro, len(config.data.mean), size, size)
+        images = torch.empty(micro, case.images.channels, size, size)
         members = torch.zeros(micro, 2, dtype=torch.int64)
         ends: list[int] = []
         for unit in units:
             unit.register_forward_hook(lambda *_: ends.append(len(dear.storages)))
-        model(**plan.family.inputs(model, images, members, config.run.seed))
+        model(**case.inputs(model, images, members, 0))
     sizes = [_bytes(t) for t in dear.storages.values()]
     for number, noted in enumerate(count.units):
         first = ends[number - 1] if number else 0
-        noted.dear = sum(sizes[first : ends[number]]) / (1 if together else tensor)
+        noted.dear = sum(sizes[first : ends[number]]) / (1 if own_samples else tensor)
     return count
 
 
-def activations(plan: RunPlan) -> tuple[float, float]:
+def activations(case: MemoryCase) -> tuple[float, float]:
     """(bytes kept from forward to backward, bytes of one unit while it is recomputed or made)."""
-    count = count_activations(plan)
+    count = count_activations(case)
     largest = max(unit.kept for unit in count.units)
-    kind = plan.config.parallel.activation_checkpointing
+    kind = case.parallel.activation_checkpointing
     if kind == "none":
         return count.outside + sum(unit.kept for unit in count.units), 0.0
     if kind == "full":
@@ -137,11 +197,10 @@ def activations(plan: RunPlan) -> tuple[float, float]:
     return count.outside + kept, max(max(0.0, unit.kept - unit.dear) for unit in count.units)
 
 
-def held_parameters(plan: RunPlan) -> tuple[int, list[int]]:
+def held_parameters(model: nn.Module, tensor: int = 1) -> tuple[int, list[int]]:
     """(parameters of a rank before FSDP cuts them, those of each unit): 1/T of what a tensor group of T splits."""
-    tensor = plan.dims.tensor
     split: set[int] = set()
-    for _, part, how in planned_modules(plan.model) if tensor > 1 else ():
+    for _, part, how in planned_modules(model) if tensor > 1 else ():
         for name in (*how.column, *how.row):
             layer = getattr(part, name)
             if layer is not None:
@@ -151,64 +210,21 @@ def held_parameters(plan: RunPlan) -> tuple[int, list[int]]:
     def held(module: nn.Module) -> int:
         return sum(p.numel() // (tensor if id(p) in split else 1) for p in module.parameters())
 
-    return held(plan.model), [held(unit) for unit in cast(ShardUnits, plan.model).shard_units()]
+    return held(model), [held(unit) for unit in cast(ShardUnits, model).shard_units()]
 
 
-def model_state(plan: RunPlan) -> dict[str, float]:
-    """Bytes a rank of weights, gradients and moments, of weights while they are whole, and of buffers of collectives."""
-    config, dims = plan.config, plan.dims
-    strategy = config.parallel.strategy
-    compute_bytes = 2 if config.parallel.precision == "bf16" else _FP32
-    own, units = held_parameters(plan)
-    per_rank, whole, largest = own / dims.shard * _FP32, own * compute_bytes, max(units)
-    state = {"parameters": per_rank, "gradients": per_rank, "optimizer": 2 * per_rank, "gathered": 0.0, "buffers": 0.0}
-    if strategy in ("zero_1", "zero_2"):  # working weights are whole, their float32 masters cut
-        state["parameters"] += whole
-        if strategy == "zero_1":  # accumulated in float32, beside those of autograd
-            state["gradients"] = per_rank * dims.shard + (whole if compute_bytes != _FP32 else 0)
-        state["buffers"] = 2.0 * largest * _FP32
-        return state
-    if strategy == "zero_3" and compute_bytes != _FP32:
-        state["parameters"] += whole / dims.shard
-    if strategy == "ddp":
-        # Gradients lie in the buckets themselves; autocast keeps bf16 copies of the weights.
-        state["gathered"] = float(whole) if compute_bytes != _FP32 else 0.0
-        return state
-    if dims.reshard_after_forward:  # the root, the unit in use and those ahead of it
-        ahead = sum(sorted(units)[-1 - config.parallel.prefetch :])
-        state["gathered"] = float((own - sum(units) + ahead) * compute_bytes)
-    else:  # also without sharding FSDP works on a copy
-        state["gathered"] = float(whole)
-    if dims.replicate * dims.shard == 1:  # one unit, the root
-        largest = own
-    # The whole gradient of a unit, and the buffer that its reduction reads.
-    state["buffers"] = float(largest * (compute_bytes + (_FP32 if dims.shard > 1 else 0)))
-    return state
+def memory_of(case: MemoryCase) -> tuple[dict[str, float], dict[str, float]]:
+    """(GiB a rank by component, the part of it that lies on the host under `parallel.offload`); `total` and `peak` as in
+    `frontier.parallel.footprint.together`.
+    """
+    own, units = held_parameters(case.model, case.dims.tensor)
+    state = model_state(own, units, case.dims, case.parallel.precision, case.parallel.prefetch)
+    kept, recomputed = activations(case)
+    memory, on_host = together(state, kept, recomputed, case.dims, case.accumulation, case.parallel.offload)
+    gib = [{name: value / 2**30 for name, value in part.items()} for part in (memory, on_host)]
+    return gib[0], gib[1]
 
 
 def predict(plan: RunPlan) -> tuple[dict[str, float], dict[str, float]]:
-    """(GiB a rank by component, the part of it that lies on the host under `parallel.offload`).
-
-    `total` adds all components up. `peak` is what is alive at once: gradients grow as activations go, so the larger of the two
-    counts, except under accumulation, where gradients stay.
-    """
-    parallel = plan.config.parallel
-    state = model_state(plan)
-    kept, recomputed = activations(plan)
-    memory = {**state, "activations": kept + recomputed}
-    on_host = {}
-    if parallel.offload:
-        moved = ("optimizer",) if parallel.strategy in ZERO else ("parameters", "gradients", "optimizer")
-        on_host = {name: memory.pop(name) / 2**30 for name in moved}
-    gradients = memory.get("gradients", 0.0)
-    if plan.dims.replicate * plan.dims.shard == 1:
-        # One unit: its gradients are reduced at the end, when no activations are left.
-        gradients += memory["buffers"]
-    others = sum(memory.values()) - gradients - memory["activations"]
-    if plan.batch.accumulation > 1:
-        growing = gradients + memory["activations"]
-    else:
-        growing = max(memory["activations"], gradients + recomputed)
-    memory["total"] = others + gradients + memory["activations"]
-    memory["peak"] = others + growing
-    return {name: value / 2**30 for name, value in memory.items()}, on_host
+    """`memory_of` the run that `plan` describes."""
+    return memory_of(MemoryCase.of_plan(plan))

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from typing import TYPE_CHECKING
+
 from frontier.errors import UserError
 from frontier_profiling.rows import Row
 from frontier_profiling.sweep.grid import Point
 from frontier_profiling.sweep.results import blank_row
 from frontier_profiling.sweep.study import Study, lookup
+
+if TYPE_CHECKING:
+    from frontier_profiling.predict.system import System
 
 
 def predict_all(study: Study, found: Sequence[Point]) -> list[Row]:
@@ -35,17 +40,21 @@ def predict_all(study: Study, found: Sequence[Point]) -> list[Row]:
     return rows
 
 
-def _predict(study: Study, point: Point, system: object) -> Row:
+def _predict(study: Study, point: Point, system: System) -> Row:
     from frontier_profiling.predict.case import Case
     from frontier_profiling.predict.predict import predict
 
+    rate = system.storage.read_gb_per_s_per_node
+    if point.data != "synthetic" and rate is None:
+        raise UserError(f"how fast {system.name} reads is not known (storage.read_gb_per_s_per_node): measure it")
     if point.data == "only":
-        raise UserError("reading alone is measured, not predicted: use --mode measured")
+        assert rate is not None
+        return _reading(blank_row(study, point, "predicted", system.name), rate)
     by_ranks = study.grid.ranks is not None
     mask_ratio = lookup(study.config, "model.mask_ratio")
     case = Case(
         model=point.model,
-        system=system,  # type: ignore[arg-type]
+        system=system,
         nodes=point.nodes,
         ranks=point.ranks if by_ranks else None,
         strategy=point.strategy,
@@ -69,4 +78,12 @@ def _predict(study: Study, point: Point, system: object) -> Row:
         row.error = row.error or "does not fit the device's memory (predicted)"
     row.source, row.data = "predicted", point.data
     row.command = row.command or f"frontier sweep {study.name} --mode predicted --only {point.id}"
+    return row
+
+
+def _reading(row: Row, rate: float) -> Row:
+    """Reading alone: three uint8 bands a pixel at the storage's GB/s a node."""
+    row.images_per_s = rate * 1e9 * row.nodes / (3 * row.image_size**2)
+    row.step_s = (row.global_batch or 0) / row.images_per_s
+    row.step_parts_s, row.limit, row.status = {"data": row.step_s}, "data", "done"
     return row

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from frontier.config.load import load_config
-from frontier.train.memory import activations, held_parameters, predict
+from frontier.train.memory import MemoryCase, activations, held_parameters, predict
 from frontier.train.plan import resolve
 
 BIG = ("model.preset=vit_small", "data.image_size=224", "train.global_batch=32")
@@ -32,7 +32,7 @@ def test_states_by_hand(toy: Path) -> None:
 def test_activations_by_hand(toy: Path) -> None:
     """Per block and token: norm in and out, qkv 3, attention out, x, norm out, hidden in and out 4 + 4: 16 widths."""
     resolved = plan(toy)
-    kept, _ = activations(resolved)
+    kept, _ = activations(MemoryCase.of_plan(resolved))
     c = resolved.model.config
     tokens, everything = 1 + c.kept, 1 + c.patches
     encoder = 16 * c.encoder.depth * tokens * c.encoder.width
@@ -42,12 +42,13 @@ def test_activations_by_hand(toy: Path) -> None:
 
 def test_checkpointing_and_tensor_parallelism_lower_it(toy: Path) -> None:
     none, selective, full = (
-        activations(plan(toy, f"parallel.activation_checkpointing={kind}")) for kind in ("none", "selective", "full")
+        activations(MemoryCase.of_plan(plan(toy, f"parallel.activation_checkpointing={kind}")))
+        for kind in ("none", "selective", "full")
     )
     assert full[0] < selective[0] < none[0]
     assert none[1] == 0 < selective[1] < full[1]
     assert full[0] < 0.2 * none[0]
-    whole, cut = held_parameters(plan(toy)), held_parameters(plan(toy, "parallel.tensor=2"))
+    whole, cut = (held_parameters(plan(toy).model, tensor) for tensor in (1, 2))
     assert cut[0] < 0.6 * whole[0]
     assert 2 * sum(cut[1]) == pytest.approx(sum(whole[1]), rel=0.01)
     alone = predict(plan(toy, "parallel.tensor=2", "parallel.sequence_parallel=false", "train.global_batch=16"))[0]

@@ -1,0 +1,105 @@
+"""What is to be predicted: one model, machine, strategy and batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from frontier.config.schema import ZERO, ParallelConfig
+from frontier.errors import UserError
+from frontier.launch.mesh import ParallelDims
+from frontier_profiling.predict.system import System
+from frontier_profiling.predict.workload import Workload, WorkloadName, workload
+
+ENGINES = ("fsdp2", "fsdp1")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One point before it runs. Fields as in a run's config.
+
+    Attributes:
+        micro_batch: images of a device in one forward pass.
+        accumulation: forward passes of a step.
+        engine: fsdp2, ours; fsdp1, that of the published study (gradients reduced in the precision of computing, NO_SHARD without
+            overlap, memory as published).
+        samples: images of the whole run, for node-hours.
+        data: synthetic, or shards: then the storage's rate bounds the step where it is known.
+    """
+
+    model: str
+    system: System
+    nodes: int = 1
+    strategy: str = "full_shard"
+    tensor: int = 1
+    micro_batch: int = 32
+    accumulation: int = 1
+    precision: str = "bf16"
+    activation_checkpointing: str = "full"
+    prefetch: int = 1
+    image_size: int = 224
+    channels: int = 3
+    mask_ratio: float = 0.75
+    workload: WorkloadName = "vit"
+    engine: str = "fsdp2"
+    offload: bool = False
+    samples: int | None = None
+    data: str = "synthetic"
+    ranks: int | None = None
+    """Devices, where not all of the nodes' are used."""
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "tensor", "micro_batch", "accumulation", "channels", "image_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)}: give a positive number")
+        if self.engine not in ENGINES:
+            raise UserError(f"engine '{self.engine}' is unknown: {' or '.join(ENGINES)}")
+        if self.precision not in self.system.device.peak_tflops:
+            known = ", ".join(self.system.device.peak_tflops)
+            raise UserError(f"the peak of {self.system.name} in {self.precision} is not known: it has {known}")
+        if self.nodes > self.system.nodes:
+            raise UserError(f"{self.nodes} nodes: the largest job of {self.system.name} has {self.system.nodes}")
+        if self.engine == "fsdp1" and (self.tensor > 1 or self.strategy in ZERO):
+            raise UserError("the published study ran FSDP1 without tensor parallelism or ZeRO: leave out the engine")
+        try:
+            # The same refusals as a run's own.
+            ParallelConfig(
+                strategy=self.strategy, tensor=self.tensor, precision=self.precision,  # type: ignore[arg-type]
+                activation_checkpointing=self.activation_checkpointing,  # type: ignore[arg-type]
+                prefetch=self.prefetch if self.strategy == "full_shard" or self.strategy.startswith("hybrid") else 1,
+                offload=self.offload,
+            )  # fmt: skip
+        except ValidationError as error:
+            raise UserError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+
+    @property
+    def devices(self) -> int:
+        return self.ranks or self.nodes * self.system.node.devices
+
+    @property
+    def dims(self) -> ParallelDims:
+        """Raises UserError where the strategy does not divide the devices."""
+        return ParallelDims.from_strategy(self.strategy, self.devices, self.tensor)
+
+    @property
+    def global_batch(self) -> int:
+        return self.devices * self.micro_batch * self.accumulation
+
+    @property
+    def work(self) -> Workload:
+        return workload(self.model, self.workload, self.image_size, self.channels, self.mask_ratio)
+
+    @property
+    def element_bytes(self) -> int:
+        """Of activations and working weights."""
+        return 2 if self.precision == "bf16" else 4
+
+    @property
+    def reduce_bytes(self) -> int:
+        """Of a gradient on the wire: float32 in our engine, the computing precision in the published study."""
+        return self.element_bytes if self.engine == "fsdp1" else 4
+
+    def but(self, **changes: Any) -> Case:
+        return replace(self, **changes)

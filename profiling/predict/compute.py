@@ -1,0 +1,57 @@
+"""Seconds that a device computes: a roofline of products and elementwise work, plus what the host holds it up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from frontier_profiling.predict.case import Case
+from frontier_profiling.predict.constants import Constants
+
+OPTIMIZER_BYTES = 28
+"""AdamW a parameter: reads weight, gradient and two moments (16), writes weight and moments (12); float32."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Seconds of one optimizer step of one rank, by part."""
+
+    products: float
+    elementwise: float
+    launch: float
+    optimizer: float
+    backward_share: float
+    """Part of products + elementwise + launch that is backward or recomputation."""
+
+    @property
+    def passes(self) -> float:
+        """Forward and backward."""
+        return self.products + self.elementwise + self.launch
+
+
+def passes_of(checkpointing: str, c: Constants) -> tuple[float, float, float]:
+    """(products, elementwise work, host time) in units of one forward pass: backward is two, recomputation one more."""
+    if checkpointing == "full":
+        return 4.0, 4.0, 4.0
+    if checkpointing == "selective":
+        return 3.0, 4.0, 3.0 + c.selective_recompute
+    return 3.0, 3.0, 3.0
+
+
+def compute(case: Case, c: Constants) -> Compute:
+    """A tensor group of T ranks computes T micro-batches together, each rank 1/T of the features: its products are those of one
+    micro-batch, its elementwise work too (sequence parallelism).
+    """
+    device, work, dims = case.system.device, case.work, case.dims
+    times = case.accumulation
+    images = case.micro_batch * times
+    products, elementwise, host = passes_of(case.activation_checkpointing, c)
+    rate = device.peak_tflops[case.precision] * 1e12 * c.product_efficiency(case.precision)
+    bandwidth = device.memory_gb_per_s * 1e9 * c.memory_efficiency
+    inside = sum(stack.blocks * stack.block_flops for stack in work.stacks)
+    # Outside the blocks nothing is recomputed, and the embedding's input needs no gradient.
+    product_s = images * (inside * products + work.outside_flops * 2.5) / rate
+    values = sum(stack.blocks * stack.elementwise_values for stack in work.stacks)
+    element_s = images * values * elementwise * case.element_bytes / bandwidth
+    launch_s = times * work.blocks * host * c.launch_s
+    own = work.parameters / dims.shard / dims.tensor
+    return Compute(product_s, element_s, launch_s, OPTIMIZER_BYTES * own / bandwidth, (products - 1) / products)

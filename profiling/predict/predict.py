@@ -1,0 +1,124 @@
+"""One point, predicted: memory, time, energy, cost and the range to expect, as a `Row`."""
+
+from __future__ import annotations
+
+from frontier_profiling.predict.case import Case
+from frontier_profiling.predict.constants import Constants, defaults, raw
+from frontier_profiling.predict.memory import memory, minimum_devices
+from frontier_profiling.predict.power import power_w
+from frontier_profiling.predict.published import published_rate
+from frontier_profiling.predict.step import Step, step
+from frontier_profiling.rows import Row
+
+STUDIED_DEVICES = 1024
+"""Of the largest published point: beyond it a prediction is extrapolated."""
+STUDIED_MODELS = ("vit_base", "vit_1b", "vit_3b", "vit_5b")
+
+
+def predict(case: Case, constants: Constants | None = None) -> Row:
+    """The point `case` before it runs.
+
+    A point that does not fit in memory is a row with status `oom`: its time is left unknown.
+
+    Raises:
+        UserError: a strategy, tensor degree or batch that does not divide the devices.
+    """
+    dims, work = case.dims, case.work
+    check_tensor(case)
+    held = memory(case)
+    limit = case.system.device.memory_gib
+    row = Row(
+        source="predicted", model=case.model, system=case.system.name, strategy=case.strategy, nodes=case.nodes,
+        devices=case.devices, micro_batch=case.micro_batch, workload=case.workload, engine=case.engine,
+        image_size=case.image_size, tokens=work.tokens, parameters=work.parameters, global_batch=case.global_batch,
+        accumulation=case.accumulation, precision=case.precision, activation_checkpointing=case.activation_checkpointing,
+        tensor=case.tensor, prefetch=case.prefetch, offload=case.offload, data=case.data, mesh=dims.as_dict(),
+        memory_gib=held.parts, memory_limit_gib=limit, fits=held.peak <= limit, minimum_devices=minimum_devices(case),
+        samples=case.samples, flops_per_image=3.0 * work.flops, peak_tflops=case.system.device.peak_tflops[case.precision],
+    )  # fmt: skip
+    host = sum(held.on_host.values()) * case.system.node.devices
+    if case.system.node.memory_gib is not None and host > case.system.node.memory_gib:
+        row.fits = False
+        row.notes.append(f"offload: {host:.0f} GiB a node do not fit its {case.system.node.memory_gib:.0f} GiB")
+    if not row.fits:
+        row.status = "oom"
+        row.limit = "memory"
+        row.error = f"{held.peak:.1f} GiB a device, it has {limit:g}"
+        return row
+    timed = step(case, (constants or defaults()).on(case.system))
+    _time(row, case, timed)
+    return row
+
+
+def check_tensor(case: Case) -> None:
+    """Raises UserError where the tensor degree does not divide heads and hidden units, naming those that do."""
+    from frontier.errors import UserError
+    from frontier.launch.mesh import divisors
+
+    for stack in case.work.stacks:
+        for name, count in (("heads", stack.heads), ("hidden units", stack.hidden)):
+            if count % case.tensor:
+                fit = [d for d in divisors(count) if d <= 64 and all(s.heads % d == 0 and s.hidden % d == 0 for s in case.work.stacks)]
+                raise UserError(f"tensor {case.tensor} does not divide the {count} {name} of {case.model}: use one of {', '.join(map(str, fit))}")
+
+
+def _time(row: Row, case: Case, timed: Step) -> None:
+    compute, moved, seconds = timed.compute, timed.moved, timed.seconds
+    row.step_s = seconds
+    within = spread(case)
+    row.step_s_low, row.step_s_high = seconds / within, seconds * within
+    row.step_parts_s = {
+        "compute": compute.products + compute.elementwise,
+        "launch": compute.launch,
+        "optimizer": compute.optimizer,
+        "gather": moved.gathers + moved.tensor / 2,
+        "reduce": moved.scatters + moved.reduces + moved.tensor / 2,
+        "exposed": timed.exposed,
+        "data": timed.data,
+    }
+    rate = case.global_batch / seconds
+    row.images_per_s = rate
+    row.tflops_per_device = rate / case.devices * 3 * case.work.flops / 1e12
+    assert row.peak_tflops is not None
+    row.mfu = row.tflops_per_device / row.peak_tflops
+    row.hfu = row.mfu * (4 / 3 if case.activation_checkpointing == "full" else 1)
+    row.power_w = power_w(case.system, case.devices, timed)
+    if row.power_w is not None:
+        row.joules_per_image = row.power_w / rate
+        row.energy_source = "predicted from idle and busy power"
+    if case.samples:
+        row.node_hours = case.samples / rate / 3600 * case.nodes
+    if timed.data:
+        row.data_supply_ratio = (seconds - timed.data) / seconds
+    row.limit = limit_of(row)
+    if case.devices > STUDIED_DEVICES and case.system.name in ("frontier", "lumi"):
+        row.notes.append(f"extrapolated: the published points end at {STUDIED_DEVICES} devices")
+    if case.system.name == "frontier" and case.micro_batch == 32 and case.workload == "vit" and case.image_size == 224:
+        known = published_rate(case.model, case.strategy, case.nodes)
+        same = case.precision == ("fp32" if case.strategy == "ddp" else "bf16")
+        if known and same and case.tensor == 1 and case.activation_checkpointing == "full":
+            row.notes.append(f"published: {known:,.0f} images/s (this is {100 * (rate / known - 1):+.1f} %)")
+
+
+def spread(case: Case) -> float:
+    """Factor around the step time within which nine of ten points lie: of the fit, of the models left out, or assumed."""
+    known = raw()["spread"]
+    fitted_here = case.system.name in ("frontier", "lumi")
+    own = case.system.constant("spread")
+    if own is not None:
+        return own
+    if not fitted_here:
+        return known["other_systems"]
+    return known["within"] if case.model in STUDIED_MODELS and case.workload == "vit" else known["other_models"]
+
+
+def limit_of(row: Row) -> str:
+    """The largest of what the step spends beyond its products: communication, data, launch; else compute."""
+    parts, seconds = row.step_parts_s, row.step_s or 1.0
+    if parts.get("data", 0.0) > 0.2 * seconds:
+        return "data"
+    if parts.get("exposed", 0.0) > 0.2 * seconds:
+        return "communication"
+    if parts.get("launch", 0.0) > parts.get("compute", 0.0):
+        return "launch"
+    return "compute"
