@@ -11,7 +11,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "pretrain": ("frontier.train.command:main", "pretrain a model from a config; resumes by itself"),
     "probe": ("frontier.probe.command:main", "evaluate a frozen encoder: linear, logistic, kNN, with baselines"),
     "report": ("frontier_profiling.report.command:main", "one self-contained report of one or several runs"),
-    "sweep": ("frontier_profiling.sweep.command:main", "a scaling study: measured here, submitted to Slurm, or predicted"),
+    "sweep": (
+        "frontier_profiling.sweep.command:main",
+        "a scaling study: measured here, submitted to Slurm, or predicted",
+    ),
     "shards": ("data_prep.command:main", "write, verify and describe HDF5 shards"),
 }
 """verb -> (module:function taking argv and returning an exit code, one line of help)"""

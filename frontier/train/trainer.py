@@ -248,7 +248,9 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
                 f"asked to stop ({stop.reason or 'another rank'}) after step {step}: saved {where}, exit {EXIT_REQUEUE}"
             )
         else:
-            saved = f"saved {where}" if checkpoints.last_step == step else "no checkpoint at the end (checkpoint.at_end)"
+            saved = (
+                f"saved {where}" if checkpoints.last_step == step else "no checkpoint at the end (checkpoint.at_end)"
+            )
             console.say(f"done: {step} steps, {guard.skipped} skipped, {saved}")
     return EXIT_REQUEUE if stopped and step < plan.steps else EXIT_OK
 

@@ -32,7 +32,12 @@ def parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 every point has its result (or waits in a job), 2 the input is wrong, 75 some points failed "
         "(--retry failed), 85 stopped on request: the same command goes on",
     )
-    out.add_argument("study", nargs="?", metavar="STUDY", help="a YAML file, the name of a shipped study, or the folder of one that was begun")
+    out.add_argument(
+        "study",
+        nargs="?",
+        metavar="STUDY",
+        help="a YAML file, the name of a shipped study, or the folder of one that was begun",
+    )
     out.add_argument("--list", action="store_true", help="the shipped studies and the questions they answer")
     out.add_argument("--out", metavar="DIR", help="default runs/studies/NAME, or the folder given as STUDY")
     out.add_argument("--mode", choices=("measured", "submitted", "predicted"), help="instead of the study's own")
@@ -44,16 +49,31 @@ def parser() -> argparse.ArgumentParser:
         "--only", nargs="+", action="extend", default=[], metavar="MODEL/STRATEGY/NODES",
         help="points to run, * for anything (vit_3b, */hybrid_*/8), or their ids",
     )  # fmt: skip
-    out.add_argument("--dry-run", action="store_true", help="print the points (submitted: and the job scripts) and stop")
-    out.add_argument("--retry", metavar="STATUS,…", default="", help=f"run points again that ended so: {', '.join(RETRIES)} (changed: under another config)")
+    out.add_argument(
+        "--dry-run", action="store_true", help="print the points (submitted: and the job scripts) and stop"
+    )
+    out.add_argument(
+        "--retry",
+        metavar="STATUS,…",
+        default="",
+        help=f"run points again that ended so: {', '.join(RETRIES)} (changed: under another config)",
+    )
     out.add_argument("--collect", action="store_true", help="submitted: gather results, submit nothing")
     out.add_argument(
         "--jobs-per-study", choices=("one", "many"), default="one",
         help="submitted: one job for all points of a number of nodes, or many: a job a point",
     )  # fmt: skip
-    out.add_argument("--sbatch-args", metavar="ARGS", help='submitted: such as "-A abc123 -p batch"; kept in study.yaml (job.sbatch_args)')
-    out.add_argument("--srun-args", metavar="ARGS", help='such as "-c7 --gpus-per-task=1 --gpu-bind=closest" (job.srun_args)')
-    out.add_argument("--job-setup", metavar="FILE", help="submitted: shell lines that a job runs first: modules, venv (job.setup)")
+    out.add_argument(
+        "--sbatch-args",
+        metavar="ARGS",
+        help='submitted: such as "-A abc123 -p batch"; kept in study.yaml (job.sbatch_args)',
+    )
+    out.add_argument(
+        "--srun-args", metavar="ARGS", help='such as "-c7 --gpus-per-task=1 --gpu-bind=closest" (job.srun_args)'
+    )
+    out.add_argument(
+        "--job-setup", metavar="FILE", help="submitted: shell lines that a job runs first: modules, venv (job.setup)"
+    )
     out.add_argument("--no-report", action="store_true", help="rows.json and rows.csv only")
     out.add_argument("--json", action="store_true", help="print rows.json on standard output")
     return out
@@ -81,7 +101,13 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--collect, --sbatch-args and --job-setup go with --mode submitted, the study is {study.mode}")
     if study.mode == "predicted" and (retry or options.srun_args):
         raise UserError("--retry and --srun-args are for points that run, the study is predicted")
-    out = Path(options.out) if options.out else path.parent if path.name == "study.yaml" else Path("runs/studies") / study.name
+    out = (
+        Path(options.out)
+        if options.out
+        else path.parent
+        if path.name == "study.yaml"
+        else Path("runs/studies") / study.name
+    )
     out = out.absolute()
     found = points(study, ranks_per_node(study))
     chosen = select(found, options.only)
@@ -113,7 +139,14 @@ def ranks_per_node(study: Study) -> int:
     return load_system(study.system).node.devices
 
 
-def run(study: Study, out: Path, found: Sequence[Point], chosen: Sequence[Point], retry: Sequence[str], options: argparse.Namespace) -> int:
+def run(
+    study: Study,
+    out: Path,
+    found: Sequence[Point],
+    chosen: Sequence[Point],
+    retry: Sequence[str],
+    options: argparse.Namespace,
+) -> int:
     """Run the chosen points and write what is known of all of the study's."""
     from frontier_profiling.sweep import results
     from frontier_profiling.sweep.execute import Stopped
@@ -179,17 +212,32 @@ def plan(study: Study, chosen: Sequence[Point], out: Path, options: argparse.Nam
     """What a call would do."""
     import json
 
+    from frontier_profiling.sweep.grid import warmup
+
     if options.json:
-        return json.dumps({"study": study.as_dict(), "out": str(out), "points": [{"id": p.id, **p.axes(), "skip": p.skip} for p in chosen]}, indent=1)
+        return json.dumps(
+            {
+                "study": study.as_dict(),
+                "out": str(out),
+                "points": [{"id": p.id, **p.axes(), "skip": p.skip} for p in chosen],
+            },
+            indent=1,
+        )
     width = max(len(point.id) for point in chosen)
     lines = [f"{study.name}, {study.mode}: {study.question}", f"{len(chosen)} points into {out}", ""]
     for point in chosen:
         what = point.skip and f"skipped: {point.skip}"
-        what = what or f"{point.ranks} ranks, global batch {point.global_batch} = {point.ranks} x {point.accumulation} x {point.micro_batch}"
+        what = (
+            what
+            or f"{point.ranks} ranks, global batch {point.global_batch} = {point.ranks} x {point.accumulation} x {point.micro_batch}"
+        )
         lines.append(f"{point.id:<{width}}  {what}")
     live = [point for point in chosen if not point.skip]
     if study.mode != "predicted":
-        lines += ["", f"at most {len(live)} x {study.time_limit_s} s, {study.warmup} + {study.steps} steps a point"]
+        lines += [
+            "",
+            f"at most {len(live)} x {study.time_limit_s} s, {warmup(study.steps)} + {study.steps} steps a point",
+        ]
     if study.mode == "submitted":
         from frontier_profiling.sweep.slurm import batches
 
@@ -206,6 +254,8 @@ def listing(as_json: bool) -> str:
 
     studies = [read_study(path) for path in shipped()]
     if as_json:
-        return json.dumps([s.model_dump(include={"name", "title", "question", "mode", "system"}) for s in studies], indent=1)
+        return json.dumps(
+            [s.model_dump(include={"name", "title", "question", "mode", "system"}) for s in studies], indent=1
+        )
     width = max(len(study.name) for study in studies)
     return "\n".join(f"{study.name:<{width}}  {study.mode:<9}  {study.question}" for study in studies)

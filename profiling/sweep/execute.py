@@ -48,7 +48,13 @@ def command(study: Study, point: Point, where: Place, env: Mapping[str, str]) ->
         return [*run, "--ranks", str(point.ranks)]
     per_node = -(-point.ranks // point.nodes)
     minutes = -(-study.time_limit_s // 60) + 1  # Slurm's own guard: a step outlives its srun
-    srun = ["srun", f"--nodes={point.nodes}", f"--ntasks={point.ranks}", f"--ntasks-per-node={per_node}", f"--time={minutes}"]
+    srun = [
+        "srun",
+        f"--nodes={point.nodes}",
+        f"--ntasks={point.ranks}",
+        f"--ntasks-per-node={per_node}",
+        f"--time={minutes}",
+    ]
     return [*srun, "--kill-on-bad-exit=1", *shlex.split(study.job.srun_args), *run]
 
 

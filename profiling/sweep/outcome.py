@@ -66,7 +66,10 @@ def classify(code: int, text: str, before: dict[str, int], after: dict[str, int]
     killed = code in (-9, 137) or KILLED.search(text) is not None
     grown = [name for name, count in after.items() if count > before.get(name, count)]
     if killed and grown:
-        return "oom", f"a rank was killed by the kernel for want of memory (out-of-memory kills of this {grown[0]} went up)"
+        return (
+            "oom",
+            f"a rank was killed by the kernel for want of memory (out-of-memory kills of this {grown[0]} went up)",
+        )
     if code == EXIT_REQUEUE:
         return "pending", "asked to stop; the next call runs it again"
     how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"

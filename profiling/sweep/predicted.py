@@ -25,9 +25,15 @@ def predict_all(study: Study, found: Sequence[Point]) -> list[Row]:
     from frontier_profiling.predict.system import load_system
 
     system = load_system(study.system)
-    changed = [key for key in (lookup(study.config, "model") or {}) if key not in ("family", "preset", "mask_ratio", "norm_pix_loss")]
+    changed = [
+        key
+        for key in (lookup(study.config, "model") or {})
+        if key not in ("family", "preset", "mask_ratio", "norm_pix_loss")
+    ]
     if changed:
-        raise UserError(f"study {study.name}: the predictor takes presets as they are: leave out model.{changed[0]}, or measure")
+        raise UserError(
+            f"study {study.name}: the predictor takes presets as they are: leave out model.{changed[0]}, or measure"
+        )
     rows = []
     for point in found:
         row = blank_row(study, point, "predicted", system.name)

@@ -19,7 +19,9 @@ from frontier.errors import EXIT_OK, UserError
 
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code. Raises UserError."""
-    parser = argparse.ArgumentParser(prog="python -m frontier_profiling.sweep.reading", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m frontier_profiling.sweep.reading", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("config")
     parser.add_argument("--ranks", type=int, default=1, metavar="N", help="ranks on this machine, without a launcher")
     args = parser.parse_args(argv)

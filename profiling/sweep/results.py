@@ -20,7 +20,16 @@ from frontier_profiling.sweep.grid import Point
 from frontier_profiling.sweep.state import Place, place, read_json, write_text
 from frontier_profiling.sweep.study import Study, lookup
 
-LABELS = ("micro_batch", "global_batch", "prefetch", "activation_checkpointing", "tensor", "precision", "data", "image_size")
+LABELS = (
+    "micro_batch",
+    "global_batch",
+    "prefetch",
+    "activation_checkpointing",
+    "tensor",
+    "precision",
+    "data",
+    "image_size",
+)
 """Axes that a line of the table names where a study has several values of them."""
 
 
@@ -80,11 +89,13 @@ def _measured(study: Study, where: Place, point: Point, out: Path) -> Row:
     blank.path = str(where.folder.relative_to(out))
     if blank.status not in ("skipped", "pending"):
         blank.command = seen_command(study, point, where)
-        blank.facts = {key: known[key] for key in ("host", "slurm_job_id", "attempts", "wall_s") if known.get(key) is not None}
+        blank.facts = {
+            key: known[key] for key in ("host", "slurm_job_id", "attempts", "wall_s") if known.get(key) is not None
+        }
     if blank.status != "done":
         return blank
     try:
-        row = _reading(where, blank) if point.data == "only" else _summary(where.run, study.warmup)
+        row = _reading(where, blank) if point.data == "only" else _summary(where.run)
     except (UserError, OSError, ValueError, KeyError) as error:
         blank.status, blank.error = "failed", f"its metrics cannot be read: {' '.join(str(error).split())}"
         return blank
@@ -97,10 +108,20 @@ def _measured(study: Study, where: Place, point: Point, out: Path) -> Row:
     return row
 
 
-def _summary(run_dir: Path, warmup: int) -> Row:
-    from frontier_profiling.measure.summary import measured_row
+def _summary(run_dir: Path) -> Row:
+    try:
+        from frontier_profiling.measure.summary import measured_row
+    except ImportError:  # until profiling/measure is merged; then only the line above stays
+        import statistics
 
-    return measured_row(run_dir, warmup=warmup)
+        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        kept = lines[min(5, -(-len(lines) // 5)) :]
+        row = Row("measured", "", "", "", 1, 1, 1)
+        row.step_s, row.steps_timed = statistics.median(line["step_s"] for line in kept), len(kept)
+        row.images_per_s = statistics.median(line["images_per_s"] for line in kept)
+        row.memory_gib = {"peak": max(line["memory_gib"] for line in lines)}
+        return row
+    return measured_row(run_dir)
 
 
 def _reading(where: Place, blank: Row) -> Row:
@@ -176,21 +197,35 @@ def _block(source: str, model: str, rows: Sequence[Row], varying: Sequence[str])
     by_nodes = len({row.nodes for row in rows}) > 1 or any(row.nodes > 1 for row in rows)
     sizes = sorted({(row.devices, row.nodes) for row in rows})
     lines: dict[str, dict[tuple[int, int], Row]] = {}
+    strategy_width = max(len(row.strategy) for row in rows) if varying else 0
     for row in rows:
-        label = "  ".join([row.strategy, *(f"{name.replace('activation_checkpointing', 'ac')}={getattr(row, name)}" for name in varying)])
+        label = "  ".join(
+            [
+                row.strategy.ljust(strategy_width),
+                *(f"{name.replace('activation_checkpointing', 'ac')}={getattr(row, name)}" for name in varying),
+            ]
+        )
         lines.setdefault(label, {})[row.devices, row.nodes] = row
     best = {
-        size: max((row.images_per_s or 0.0 for row in rows if (row.devices, row.nodes) == size and row.status == "done"), default=0.0)
+        size: max(
+            (row.images_per_s or 0.0 for row in rows if (row.devices, row.nodes) == size and row.status == "done"),
+            default=0.0,
+        )
         for size in sizes
     }
-    head = [f"{nodes} node{'s' if nodes > 1 else ''}" if by_nodes else f"{n} rank{'s' if n > 1 else ''}" for n, nodes in sizes]
+    head = [
+        f"{nodes} node{'s' if nodes > 1 else ''}" if by_nodes else f"{n} rank{'s' if n > 1 else ''}"
+        for n, nodes in sizes
+    ]
     cells = [[_cell(line.get(size), best[size]) for size in sizes] for line in lines.values()]
     first = max([len(label) for label in lines] + [len(model) + 2])
     widths = [max(len(head[i]), *(len(row[i]) for row in cells)) for i in range(len(sizes))]
     out = [f"{model}, images/s, {source}"]
     out.append("  ".join([" " * first, *(text.rjust(width) for text, width in zip(head, widths, strict=True))]))
     for label, row in zip(lines, cells, strict=True):
-        out.append("  ".join([label.ljust(first), *(text.rjust(width) for text, width in zip(row, widths, strict=True))]))
+        out.append(
+            "  ".join([label.ljust(first), *(text.rjust(width) for text, width in zip(row, widths, strict=True))])
+        )
     return "\n".join(out)
 
 

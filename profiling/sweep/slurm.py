@@ -105,7 +105,9 @@ def submit(study: Study, out: Path, found: Sequence[Point], jobs: str, say: Call
                 for point in batch.points:
                     where = place(out, point)
                     if where.status()["status"] == "pending":  # the job may have begun already
-                        where.set("pending", f"in job {job}", slurm_job_id=job, submitted=time.time(), job_log=batch.name)
+                        where.set(
+                            "pending", f"in job {job}", slurm_job_id=job, submitted=time.time(), job_log=batch.name
+                        )
                 say(f"job {job}: {batch.nodes} nodes, {hms(batch.seconds)}, {len(batch.points)} points, {script}")
             return len(todo)
     except HeldError as error:
@@ -162,9 +164,13 @@ def _gone(where: Place, known: dict, job: str, state: str, out: Path) -> None:
     log = where.log if began else next(iter(sorted((out / "jobs").glob(f"*-{job}.log"))), where.log)
     killed = next((line for line in tail(log, 0).splitlines() if OUT_OF_MEMORY.search(line)), "")
     if began and (state == "OUT_OF_MEMORY" or killed):
-        where.set("oom", f"{how}: {' '.join(killed.split())[:250]}" if killed else how, ended=time.time(), slurm_job_id=None)
+        where.set(
+            "oom", f"{how}: {' '.join(killed.split())[:250]}" if killed else how, ended=time.time(), slurm_job_id=None
+        )
     elif lost >= LOST_RUNNERS:
-        where.set("failed", f"{how}, as {lost - 1} before it: see {log}", ended=time.time(), slurm_job_id=None, lost_runners=0)
+        where.set(
+            "failed", f"{how}, as {lost - 1} before it: see {log}", ended=time.time(), slurm_job_id=None, lost_runners=0
+        )
     else:
         where.set("pending", f"{how} without a result", slurm_job_id=None, lost_runners=lost)
 
@@ -180,7 +186,17 @@ def living(ids: set[str]) -> set[str] | None:
         if "Invalid job id" in done.stderr:  # of a single job that is long gone
             return set() if len(ids) == 1 else set().union(*(living({job}) or set() for job in ids))
         return None
-    over = ("COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "CANCELLED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
+    over = (
+        "COMPLETED",
+        "FAILED",
+        "TIMEOUT",
+        "OUT_OF_MEMORY",
+        "CANCELLED",
+        "NODE_FAIL",
+        "BOOT_FAIL",
+        "DEADLINE",
+        "PREEMPTED",
+    )
     lines = [line.split() for line in done.stdout.splitlines() if len(line.split()) == 2]
     return {job for job, state in lines if state not in over}
 
@@ -189,7 +205,16 @@ def ended(ids: set[str]) -> dict[str, str]:
     """job -> its last state by sacct, where there is one."""
     if not ids:
         return {}
-    done = _run(["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State", "--jobs=" + ",".join(sorted(ids))])
+    done = _run(
+        [
+            "sacct",
+            "--noheader",
+            "--allocations",
+            "--parsable2",
+            "--format=JobID,State",
+            "--jobs=" + ",".join(sorted(ids)),
+        ]
+    )
     if done is None or done.returncode:
         return {}
     lines = [line.split("|") for line in done.stdout.splitlines() if "|" in line]

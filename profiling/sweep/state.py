@@ -79,7 +79,11 @@ def prepare(where: Place, point: Point, config: Mapping[str, Any], retry_changed
         where.folder.mkdir(parents=True, exist_ok=True)
         known = read_json(where.folder / "point.json")
         mark = fingerprint(config)
-        if known is not None and known.get("config") not in (None, mark) and where.status()["status"] not in ("pending", "skipped"):
+        if (
+            known is not None
+            and known.get("config") not in (None, mark)
+            and where.status()["status"] not in ("pending", "skipped")
+        ):
             if not retry_changed:
                 raise UserError(
                     f"{where.folder}: was run with another config than the study has now: --retry changed runs such points "
@@ -128,7 +132,9 @@ def lost_too_often(where: Place) -> bool:
     where.set("pending", "its runner died", lost_runners=lost)
     if lost < LOST_RUNNERS:
         return False
-    where.set("failed", f"its runner died {lost} times in a row: see {where.log}; --retry failed tries again", lost_runners=0)
+    where.set(
+        "failed", f"its runner died {lost} times in a row: see {where.log}; --retry failed tries again", lost_runners=0
+    )
     return True
 
 

@@ -110,9 +110,7 @@ class Study(Section):
     config: dict[str, Any] = {}
     """Sections of a run's config, as of `frontier pretrain`; dotted keys are possible. The grid's values lie over them."""
     steps: int = Field(20, gt=0)
-    """Timed steps of a measured point."""
-    warmup: int = Field(5, ge=0)
-    """Steps before them, not timed."""
+    """Timed steps of a measured point; those that the measurement drops as warm-up come on top."""
     time_limit_s: int = Field(900, gt=0)
     """Of a measured point; beyond it the point's status is timeout."""
     ranks_per_node: int | None = Field(None, gt=0)
