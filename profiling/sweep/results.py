@@ -206,11 +206,11 @@ def _block(source: str, model: str, rows: Sequence[Row], varying: Sequence[str])
             ]
         )
         lines.setdefault(label, {})[row.devices, row.nodes] = row
+    training = [
+        row for row in rows if row.status == "done" and (row.data != "only" or len({r.data for r in rows}) == 1)
+    ]
     best = {
-        size: max(
-            (row.images_per_s or 0.0 for row in rows if (row.devices, row.nodes) == size and row.status == "done"),
-            default=0.0,
-        )
+        size: max((row.images_per_s or 0.0 for row in training if (row.devices, row.nodes) == size), default=0.0)
         for size in sizes
     }
     head = [

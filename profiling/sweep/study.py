@@ -105,9 +105,9 @@ class Study(Section):
     scaling: Literal["weak", "strong"] = "weak"
     """weak: every rank has micro_batch images; strong: the step has global_batch images."""
     grid: Grid
-    exclude: list[dict[str, Any]] = []
+    exclude: list[dict[str, Any]] = Field(default_factory=list)
     """A point that matches every key of a rule is left out. Values: one, a list, a pattern (hybrid_*) or a comparison (">64")."""
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
     """Sections of a run's config, as of `frontier pretrain`; dotted keys are possible. The grid's values lie over them."""
     steps: int = Field(20, gt=0)
     """Timed steps of a measured point; those that the measurement drops as warm-up come on top."""
