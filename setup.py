@@ -42,7 +42,7 @@ setup(
     package_dir=renamed,
     package_data={
         "frontier_jobs": ["*.sh", "*.env", "configs/*.yaml"],
-        "frontier_profiling": ["report/*.j2", "report/*.css", "studies/*.yaml", "systems/*.yaml"],
+        "frontier_profiling": ["predict/*.yaml", "report/*.css", "report/*.j2", "studies/*.yaml", "systems/*.yaml"],
     },
     install_requires=[
         "torch>=2.10",

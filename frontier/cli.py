@@ -10,6 +10,10 @@ from collections.abc import Sequence
 VERBS: dict[str, tuple[str, str]] = {
     "pretrain": ("frontier.train.command:main", "pretrain a model from a config; resumes by itself"),
     "probe": ("frontier.probe.command:main", "evaluate a frozen encoder: linear, logistic, kNN, with baselines"),
+    "plan": (
+        "frontier_profiling.predict.command:main",
+        "predict memory, time, energy and cost of a run; rank strategies",
+    ),
     "report": ("frontier_profiling.report.command:main", "one self-contained report of one or several runs"),
     "sweep": (
         "frontier_profiling.sweep.command:main",

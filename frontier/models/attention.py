@@ -36,13 +36,15 @@ def padded_attention(q: Tensor, k: Tensor, v: Tensor, padding: int | None = None
     return F.scaled_dot_product_attention(q, k, v, scale=head_dim**-0.5)[..., :head_dim]
 
 
-_fused_on_meta: ContextVar[bool] = ContextVar("fused_on_meta", default=False)
+_fused_on_meta: ContextVar[str] = ContextVar("fused_on_meta", default="")
 
 
 @contextmanager
-def fused_on_meta() -> Iterator[None]:
-    """Count memory on meta as fused kernels use it (`AttentionOnMeta`). Without it PyTorch's unfused maths is traced."""
-    token = _fused_on_meta.set(True)
+def fused_on_meta(device_type: str = "cuda") -> Iterator[None]:
+    """Count memory on meta as the kernels of such a device use it: fused ones (`AttentionOnMeta`), or what `self_attention` takes
+    on a CPU. Without it PyTorch's unfused maths is traced.
+    """
+    token = _fused_on_meta.set(device_type)
     try:
         yield
     finally:
@@ -75,7 +77,8 @@ class AttentionOnMeta(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return grad.new_empty(ctx.saved_tensors[0].shape), *(grad.new_empty(t.shape) for t in ctx.saved_tensors[1:3])
+        q, k, v, _ = ctx.saved_tensors  # read once: checkpointing makes them then
+        return grad.new_empty(q.shape), grad.new_empty(k.shape), grad.new_empty(v.shape)
 
 
 class ProductAttention(torch.autograd.Function):
@@ -126,7 +129,8 @@ def self_attention(qkv: Tensor, first_query: int = 0) -> Tensor:
     On a CPU in bf16 the fused kernel's backward pass is slower than batched products by 2.5 to 7 times (17 to
     197 tokens), so short sequences take `ProductAttention` there; everything else takes PyTorch's kernels.
     """
-    if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and qkv.shape[1] <= PRODUCTS_MAX_TOKENS:
+    device_type = qkv.device.type if qkv.device.type != "meta" else _fused_on_meta.get()
+    if device_type == "cpu" and qkv.dtype == torch.bfloat16 and qkv.shape[1] <= PRODUCTS_MAX_TOKENS:
         return ProductAttention.apply(qkv, first_query)
     q, k, v = (t.transpose(1, 2) for t in qkv.unbind(-2))
     return padded_attention(q[:, :, first_query:], k, v).transpose(1, 2).flatten(2)

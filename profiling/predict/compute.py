@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from frontier_profiling.predict.case import Case
@@ -46,12 +47,15 @@ def compute(case: Case, c: Constants) -> Compute:
     images = case.micro_batch * times
     products, elementwise, host = passes_of(case.activation_checkpointing, c)
     rate = device.peak_tflops[case.precision] * 1e12 * c.product_efficiency(case.precision)
+    rate *= c.tensor_products ** math.log2(case.tensor)
     bandwidth = device.memory_gb_per_s * 1e9 * c.memory_efficiency
     inside = sum(stack.blocks * stack.block_flops for stack in work.stacks)
     # Outside the blocks nothing is recomputed, and the embedding's input needs no gradient.
     product_s = images * (inside * products + work.outside_flops * 2.5) / rate
     values = sum(stack.blocks * stack.elementwise_values for stack in work.stacks)
     element_s = images * values * elementwise * case.element_bytes / bandwidth
-    launch_s = times * work.blocks * host * c.launch_s
+    launch_s = times * work.blocks * host * c.launch_s * (1 + c.tensor_launch * (case.tensor > 1))
     own = work.parameters / dims.shard / dims.tensor
-    return Compute(product_s, element_s, launch_s, OPTIMIZER_BYTES * own / bandwidth, (products - 1) / products)
+    measured = case.system.constant("optimizer_gb_per_s")
+    update_s = OPTIMIZER_BYTES * own / (bandwidth if measured is None else measured * 1e9)
+    return Compute(product_s, element_s, launch_s, update_s, (products - 1) / products)

@@ -29,6 +29,10 @@ class Constants:
     contention: float
     tree_slowdown: float
     selective_recompute: float
+    link_efficiency: float
+    tensor_launch: float
+    tensor_products: float
+    overlap: float
 
     def product_efficiency(self, precision: str) -> float:
         return self.product_efficiency_bf16 if precision == "bf16" else self.product_efficiency_fp32
@@ -36,6 +40,8 @@ class Constants:
     def on(self, system: System) -> Constants:
         """With what the system's own file says instead."""
         own = {f.name: system.constant(f.name) for f in dataclasses.fields(self)}
+        if system.device.type == "cpu" and own["overlap"] is None:
+            own["overlap"] = 0.0  # a rank's collectives run on the cores that it computes with
         return dataclasses.replace(self, **{name: value for name, value in own.items() if value is not None})
 
 

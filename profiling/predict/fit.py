@@ -136,7 +136,15 @@ def best_named(constants: Constants) -> list[dict[str, Any]]:
             known = {word: rate for _, word, _, rate in cells}
             named = max(rates, key=lambda word: rates[word])
             best = max(known, key=lambda word: known[word])
-            out.append({"model": model, "nodes": nodes, "named": named, "published_best": best, "of_best": known[named] / known[best]})
+            out.append(
+                {
+                    "model": model,
+                    "nodes": nodes,
+                    "named": named,
+                    "published_best": best,
+                    "of_best": known[named] / known[best],
+                }
+            )
     return out
 
 
@@ -149,7 +157,9 @@ def report(leave_out: bool = True) -> dict[str, Any]:
         "throughput": Score.of("all", ratios),
         "by_cell": [(*cell, float(ratio)) for cell, ratio in zip(cells, ratios, strict=True)],
         "memory": Score.of("all", memory_errors(fsdp1_memory(), held)),
-        "memory_by_cell": [(*cell, float(r)) for cell, r in zip(held, memory_errors(fsdp1_memory(), held), strict=True)],
+        "memory_by_cell": [
+            (*cell, float(r)) for cell, r in zip(held, memory_errors(fsdp1_memory(), held), strict=True)
+        ],
         "best": best_named(constants),
     }
     if leave_out:
@@ -164,7 +174,12 @@ def lines(found: dict[str, Any]) -> list[str]:
 
     def table(title: str, scores: Sequence[Score], memory: bool = False) -> list[str]:
         last = "within 5 %" if memory else "within 30 %"
-        head = [f"### {title}", "", f"| | cells | median error | nine of ten within | {last} |", "|---|---|---|---|---|"]
+        head = [
+            f"### {title}",
+            "",
+            f"| | cells | median error | nine of ten within | {last} |",
+            "|---|---|---|---|---|",
+        ]
         rows = [
             f"| {s.name} | {s.cells} | {100 * s.median:.1f} % | {100 * s.p90:.1f} % | {100 * (s.within_5 if memory else s.within_30):.0f} % |"
             for s in scores
@@ -222,7 +237,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from frontier_profiling.predict.constants import raw
 
         # Of an error e, exp|log(1 + e)| is about 1 + e / (1 - e / 2).
-        spreads = {"within": 1 / (1 - within), "other_models": 1 / (1 - others), "other_systems": raw()["spread"]["other_systems"]}
+        spreads = {
+            "within": 1 / (1 - within),
+            "other_models": 1 / (1 - others),
+            "other_systems": raw()["spread"]["other_systems"],
+        }
         assert all(math.isfinite(value) for value in spreads.values())
         write(constants, memory, spreads)
         print(f"wrote {FILE}")

@@ -45,10 +45,10 @@ class Axis:
         """Bytes a second that a rank of the axis can send."""
         inner, _ = self.link()
         if self.inside:
-            return inner * 1e9
+            return inner * c.link_efficiency * 1e9
         assert self.system.network is not None
         groups = min(self.stride, self.system.node.devices)
-        return min(inner, self.system.network.node_gb_per_s * c.network_efficiency / groups) * 1e9
+        return min(inner * c.link_efficiency, self.system.network.node_gb_per_s * c.network_efficiency / groups) * 1e9
 
     def hop(self, c: Constants) -> float:
         """Seconds of a hop, without congestion."""

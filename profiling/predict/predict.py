@@ -6,7 +6,7 @@ from frontier_profiling.predict.case import Case
 from frontier_profiling.predict.constants import Constants, defaults, raw
 from frontier_profiling.predict.memory import memory, minimum_devices
 from frontier_profiling.predict.power import power_w
-from frontier_profiling.predict.published import published_rate
+from frontier_profiling.predict.published import published_peaks, published_rate
 from frontier_profiling.predict.step import Step, step
 from frontier_profiling.rows import Row
 
@@ -41,12 +41,14 @@ def predict(case: Case, constants: Constants | None = None) -> Row:
         row.fits = False
         row.notes.append(f"offload: {host:.0f} GiB a node do not fit its {case.system.node.memory_gib:.0f} GiB")
     if not row.fits:
+        row.notes += _published(row, case)
         row.status = "oom"
         row.limit = "memory"
         row.error = f"{held.peak:.1f} GiB a device, it has {limit:g}"
         return row
     timed = step(case, (constants or defaults()).on(case.system))
     _time(row, case, timed)
+    row.notes += _published(row, case)
     return row
 
 
@@ -58,8 +60,14 @@ def check_tensor(case: Case) -> None:
     for stack in case.work.stacks:
         for name, count in (("heads", stack.heads), ("hidden units", stack.hidden)):
             if count % case.tensor:
-                fit = [d for d in divisors(count) if d <= 64 and all(s.heads % d == 0 and s.hidden % d == 0 for s in case.work.stacks)]
-                raise UserError(f"tensor {case.tensor} does not divide the {count} {name} of {case.model}: use one of {', '.join(map(str, fit))}")
+                fit = [
+                    d
+                    for d in divisors(count)
+                    if d <= 64 and all(s.heads % d == 0 and s.hidden % d == 0 for s in case.work.stacks)
+                ]
+                raise UserError(
+                    f"tensor {case.tensor} does not divide the {count} {name} of {case.model}: use one of {', '.join(map(str, fit))}"
+                )
 
 
 def _time(row: Row, case: Case, timed: Step) -> None:
@@ -93,11 +101,26 @@ def _time(row: Row, case: Case, timed: Step) -> None:
     row.limit = limit_of(row)
     if case.devices > STUDIED_DEVICES and case.system.name in ("frontier", "lumi"):
         row.notes.append(f"extrapolated: the published points end at {STUDIED_DEVICES} devices")
-    if case.system.name == "frontier" and case.micro_batch == 32 and case.workload == "vit" and case.image_size == 224:
-        known = published_rate(case.model, case.strategy, case.nodes)
-        same = case.precision == ("fp32" if case.strategy == "ddp" else "bf16")
-        if known and same and case.tensor == 1 and case.activation_checkpointing == "full":
-            row.notes.append(f"published: {known:,.0f} images/s (this is {100 * (rate / known - 1):+.1f} %)")
+
+
+def _published(row: Row, case: Case) -> list[str]:
+    """The published figures of the same cell, where there are any."""
+    same = (
+        case.system.name == "frontier" and case.workload == "vit" and case.image_size == 224 and case.ranks is None
+        and case.micro_batch == 32 and case.accumulation == 1 and case.tensor == 1 and case.prefetch == 1
+        and case.activation_checkpointing == "full" and case.precision == ("fp32" if case.strategy == "ddp" else "bf16")
+    )  # fmt: skip
+    if not same:
+        return []
+    notes = []
+    rate = published_rate(case.model, case.strategy, case.nodes)
+    if rate and row.images_per_s:
+        notes.append(f"published: {rate:,.0f} images/s (this is {100 * (row.images_per_s / rate - 1):+.1f} %)")
+    if case.engine == "fsdp1":
+        for name, gib in published_peaks(case.model, case.strategy, case.devices, case.dims.shard).items():
+            own = row.memory_gib["total_allocated" if name == "max_allocated" else "peak"]
+            notes.append(f"published: {name} {gib:.2f} GiB (this is {100 * (own / gib - 1):+.1f} %)")
+    return notes
 
 
 def spread(case: Case) -> float:

@@ -54,7 +54,15 @@ def published_rate(model: str, strategy: str, nodes: int) -> float | None:
     return next((rate for m, word, n, rate in throughput() if (m, word, n) == wanted), None)
 
 
-def memory_cells() -> list[tuple[str, str, int, str, float]]:
+def published_peaks(model: str, strategy: str, devices: int, group: int) -> dict[str, float]:
+    """{max_allocated, peak_active} GiB as far as published; hybrid_k at any number of nodes is the cell of its group of k."""
+    where = devices if strategy == "full_shard" else max(8, group)
+    cells = memory_cells()
+    return {q: gib for m, word, n, q, gib in cells if (m, word.lower(), n) == (model, strategy, where)}
+
+
+@lru_cache
+def memory_cells() -> tuple[tuple[str, str, int, str, float], ...]:
     """(model, strategy word, GCDs that share one copy or all of them, quantity, GiB); quantity: max_allocated or peak_active."""
     table, cells = published()["memory_gib"], []
     for quantity in ("max_allocated", "peak_active"):
@@ -65,25 +73,37 @@ def memory_cells() -> list[tuple[str, str, int, str, float]]:
     for model, values in table["full_shard_peak_active_by_nodes"].items():
         for n, gib in zip(published()["throughput_img_s"]["nodes"], values, strict=True):
             cells.append((model, "FULL_SHARD", 8 * n, "peak_active", float(gib)))
-    return cells
+    return tuple(cells)
 
 
 def published_rows() -> list[Row]:
     """Every cell of throughput as a Row, with the memory where it was published too."""
-    memory: dict[tuple[str, str, int], dict[str, float]] = {}
-    for model, word, devices, quantity, gib in memory_cells():
-        key = "total_allocated" if quantity == "max_allocated" else "peak"
-        memory.setdefault((model, word, devices), {})[key] = gib
+    names = {"max_allocated": "total_allocated", "peak_active": "peak"}
     rows = []
     for model, word, nodes, rate in throughput():
         case = case_of(model, word, nodes)
-        where = (model, word, 8 * nodes if word == "FULL_SHARD" else max(8, case.dims.shard))
+        peaks = published_peaks(model, case.strategy, case.devices, case.dims.shard)
         rows.append(
             Row(
-                source="published", model=model, system="frontier", strategy=case.strategy, nodes=nodes, devices=case.devices,
-                micro_batch=32, engine="fsdp1", precision=case.precision, global_batch=case.global_batch, mesh=case.dims.as_dict(),
-                tokens=case.work.tokens, parameters=case.work.parameters, memory_gib=memory.get(where, {}), memory_limit_gib=63.98,
-                images_per_s=rate, step_s=case.global_batch / rate, notes=[CITATION], activation_checkpointing="full",
-            )  # fmt: skip
+                source="published",
+                model=model,
+                system="frontier",
+                strategy=case.strategy,
+                nodes=nodes,
+                devices=case.devices,
+                micro_batch=32,
+                engine="fsdp1",
+                precision=case.precision,
+                global_batch=case.global_batch,
+                mesh=case.dims.as_dict(),
+                tokens=case.work.tokens,
+                parameters=case.work.parameters,
+                memory_gib={names[q]: gib for q, gib in peaks.items()},
+                memory_limit_gib=63.98,
+                images_per_s=rate,
+                step_s=case.global_batch / rate,
+                notes=[CITATION],
+                activation_checkpointing="full",
+            )
         )
     return rows

@@ -56,7 +56,10 @@ def gathers_per_micro_batch(strategy: str) -> int:
 
 def moved(case: Case, c: Constants) -> Moved:
     dims, work, times = case.dims, case.work, case.accumulation
-    shard, replicate = Axis(case.system, dims.shard, dims.tensor), Axis(case.system, dims.replicate, dims.tensor * dims.shard)
+    shard, replicate = (
+        Axis(case.system, dims.shard, dims.tensor),
+        Axis(case.system, dims.replicate, dims.tensor * dims.shard),
+    )
     units = [(stack.blocks, stack.block_parameters / dims.tensor) for stack in work.stacks]
     units.append((1, work.root_parameters))
     gathers = backward = scatters = reduces = 0.0
@@ -95,14 +98,19 @@ def tensor_traffic(case: Case, c: Constants) -> float:
 
 def exposed(case: Case, work: Compute, m: Moved, c: Constants) -> float:
     """Seconds of communication that the step waits for."""
+    return m.tensor + c.overlap * _not_hidden(case, work, m, c) + (1 - c.overlap) * m.data_axes
+
+
+def _not_hidden(case: Case, work: Compute, m: Moved, c: Constants) -> float:
+    """Of the data axes, where communication can hide."""
     if case.dims.shard == 1:
         hidden_by = 0.0 if case.engine == "fsdp1" and case.strategy == "no_shard" else work.passes * work.backward_share
-        return m.tensor + max(0.0, m.reduces - hidden_by / case.accumulation)
+        return max(0.0, m.reduces - hidden_by / case.accumulation)
     outlasting = max(0.0, m.data_axes - work.passes)
     slowed = c.contention * min(m.between_nodes, work.passes)
     # Without prefetch the backward pass reaches each gather unprepared.
     unprepared = m.gathers_backward if case.prefetch == 0 else 0.0
-    return m.tensor + min(m.data_axes, max(outlasting + slowed, unprepared))
+    return min(m.data_axes, max(outlasting + slowed, unprepared))
 
 
 def data_wait(case: Case, busy: float) -> float:

@@ -114,12 +114,16 @@ def load_system(name_or_path: str) -> System:
         path = FOLDER / f"{name_or_path}.yaml"
         if not path.exists():
             near = difflib.get_close_matches(name_or_path, system_names(), n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(system_names())}, or give a YAML file"
+            hint = (
+                f"did you mean '{near[0]}'?" if near else f"known are {', '.join(system_names())}, or give a YAML file"
+            )
             raise UserError(f"system '{name_or_path}' is unknown: {hint}")
     try:
         node = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise UserError(f"system file {path}: {error.strerror}; `frontier doctor --write-system FILE` makes one") from None
+        raise UserError(
+            f"system file {path}: {error.strerror}; `frontier doctor --write-system FILE` makes one"
+        ) from None
     except yaml.YAMLError as error:
         raise UserError(f"system file {path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(node, dict):

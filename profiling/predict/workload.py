@@ -122,7 +122,9 @@ class Workload:
 
 
 @lru_cache(maxsize=256)
-def workload(model: str, name: WorkloadName, image_size: int = 224, channels: int = 3, mask_ratio: float = 0.75) -> Workload:
+def workload(
+    model: str, name: WorkloadName, image_size: int = 224, channels: int = 3, mask_ratio: float = 0.75
+) -> Workload:
     """The workload of a preset.
 
     `vit`: the encoder on all tokens, as the published scaling study is read here (its input size and masking are not

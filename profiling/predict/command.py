@@ -1,0 +1,214 @@
+"""`frontier plan`: memory, time, energy and cost of a run before it runs. No hardware, no data, no torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from frontier.errors import EXIT_OK, UserError
+
+EPILOG = """All figures are predicted; the range covers nine of ten published points. The published study is reproduced by --as-published
+(FSDP1's memory and reductions); `frontier plan --errors` prints how far the predictor is from every published point, with each model and
+strategy left out of the fit in turn."""
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(prog="frontier plan", description=__doc__, epilog=EPILOG)
+    out.add_argument("--model", default="vit_3b", help="preset, or several: vit_base,vit_1b (default vit_3b)")
+    out.add_argument("--system", default="frontier", help="a shipped system, or a YAML file (default frontier)")
+    out.add_argument("--nodes", default="1", help="one number, or several: 1,8,64")
+    out.add_argument("--ranks", type=int, metavar="N", help="devices, where not all of one node's are used")
+    out.add_argument("--strategy", default="auto", help="one word, several, or auto: all that divide, ranked (default)")
+    out.add_argument("--tensor", type=int, help="ranks that compute each block together (default 1; auto searches)")
+    out.add_argument("--micro-batch", type=int, default=32, help="images of a device in a forward pass (default 32)")
+    out.add_argument(
+        "--global-batch",
+        type=int,
+        help="images of a step: accumulation makes up for the rest (default: no accumulation)",
+    )
+    out.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    out.add_argument("--activation-checkpointing", choices=("none", "selective", "full"), default="full")
+    out.add_argument(
+        "--prefetch", type=int, choices=range(9), default=1, metavar="N", help="units gathered ahead (default 1)"
+    )
+    out.add_argument("--offload", action="store_true", help="states on the host between uses")
+    out.add_argument(
+        "--workload",
+        choices=("vit", "mae"),
+        default="vit",
+        help="vit: the encoder on all tokens, as in the published study (default); mae: masked pretraining",
+    )
+    out.add_argument("--image-size", type=int, default=224)
+    out.add_argument("--channels", type=int, default=3)
+    out.add_argument("--mask-ratio", type=float, default=0.75, help="of --workload mae")
+    out.add_argument(
+        "--config",
+        metavar="CONFIG",
+        help="take model, image size, batch and parallel settings from a run's config; flags given beside it win",
+    )
+    out.add_argument(
+        "--as-published", action="store_true", help="the published study's engine, FSDP1, and DDP in float32"
+    )
+    out.add_argument(
+        "--samples", type=int, default=1_000_000, help="images of the whole run, for node-hours (default 1,000,000)"
+    )
+    out.add_argument("--top", type=int, default=12, metavar="N", help="rows of a table (default 12)")
+    out.add_argument(
+        "--check-memory",
+        action="store_true",
+        help="count the memory a second way, by PyTorch's tracker on fake tensors (up to a minute)",
+    )
+    out.add_argument("--errors", action="store_true", help="score the predictor on the published points and stop")
+    out.add_argument("--json", action="store_true")
+    return out
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code; raises UserError."""
+    args = parser().parse_args(list(argv))
+    if args.errors:
+        return print_errors(args.json)
+    from frontier_profiling.predict import tables
+    from frontier_profiling.predict.case import Case
+    from frontier_profiling.predict.predict import predict
+    from frontier_profiling.predict.search import free_search, search, why
+    from frontier_profiling.predict.system import load_system
+    from frontier_profiling.rows import Row, to_json
+
+    given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
+    settings = from_config(args.config, given) if args.config else {}
+    for name, value in settings.items():
+        setattr(args, name, value)
+    if args.samples < 1 or args.top < 1:
+        raise UserError("--samples and --top: give positive numbers")
+    models, nodes = words(args.model), [number(n, "--nodes") for n in words(str(args.nodes))]
+    strategies = words(args.strategy)
+    if args.ranks is not None and len(nodes) > 1:
+        raise UserError("--ranks goes with one --nodes")
+    system = load_system(args.system)
+    if args.ranks is not None and not 0 < args.ranks <= nodes[0] * system.node.devices:
+        raise UserError(
+            f"--ranks {args.ranks}: {nodes[0]} node(s) of {system.name} have {nodes[0] * system.node.devices} devices"
+        )
+    rows: list[Row] = []
+    said: list[dict[str, Any]] = []
+    for model in models:
+        for n in nodes:
+            base = Case(
+                model, system, n, "no_shard", args.tensor or 1, args.micro_batch, 1, args.precision, args.activation_checkpointing,
+                args.prefetch, args.image_size, args.channels, args.mask_ratio, args.workload,
+                "fsdp1" if args.as_published else "fsdp2", args.offload, args.samples, ranks=args.ranks,
+            )  # fmt: skip
+            base = with_global_batch(base, args.global_batch)
+            if strategies == ["auto"]:
+                tensors = [args.tensor] if args.tensor else [1] if args.as_published else None
+                found = search(base, tensors)
+                free = free_search(base, tensors)
+                rows += found
+                said.append(
+                    {"model": model, "nodes": n, "why": why(found), "winner": found[0], "free": free[: args.top]}
+                )
+                continue
+            for word in strategies:
+                precision = "fp32" if args.as_published and word == "ddp" else base.precision
+                rows.append(predict(base.but(strategy=word, precision=precision)))
+    if args.check_memory:
+        from frontier_profiling.predict.second_opinion import check
+
+        check(rows[: args.top])
+    if args.json:
+        auto = [
+            {**entry, "winner": entry["winner"].as_dict(), "free": [row.as_dict() for row in entry["free"]]}
+            for entry in said
+        ]
+        print(to_json(rows, auto=auto))
+    else:
+        print("\n".join(tables.plan_lines(rows, said, args.top)))
+    return EXIT_OK
+
+
+def words(text: str) -> list[str]:
+    found = [word.strip() for word in text.split(",") if word.strip()]
+    if not found:
+        raise UserError(f"'{text}': give a word, or several with commas between")
+    return found
+
+
+def number(text: str, what: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"{what} {text}: give positive numbers, such as 1,8,64")
+    return int(text)
+
+
+def with_global_batch(case: Any, global_batch: int | None) -> Any:
+    """`case` with the accumulation that makes `global_batch`; a micro-batch larger than a device's share is cut to it."""
+    if global_batch is None:
+        return case
+    from frontier.launch.mesh import BatchPlan
+
+    batch = BatchPlan.divide(global_batch, case.micro_batch, case.devices)
+    return case.but(micro_batch=batch.micro_batch, accumulation=batch.accumulation)
+
+
+def from_config(path: str, given: set[str]) -> dict[str, Any]:
+    """Settings of a run's config under the names of the flags, without those `given` on the command line.
+
+    Raises:
+        UserError: a config of another family, or with sizes that no preset has.
+    """
+    from frontier.config.load import load_config
+    from frontier.models.presets import get_decoder, get_shape
+
+    config = load_config(path)
+    if config.model.family != "mae":
+        raise UserError(f"{path}: model.family={config.model.family} is not in the predictor, only mae is")
+    maths: Any = config.model
+    own = [
+        name for name in ("width", "depth", "heads", "mlp_hidden", "mlp", "patch") if getattr(maths, name) is not None
+    ]
+    decoder = maths.decoder
+    own += [
+        f"decoder.{name}"
+        for name in ("width", "depth", "heads")
+        if getattr(decoder, name) not in (None, getattr(get_decoder(maths.preset), name))
+    ]
+    get_shape(maths.preset)
+    if own:
+        raise UserError(
+            f"{path}: model.{own[0]} differs from the preset {maths.preset}: the predictor knows presets only"
+        )
+    settings = {
+        "model": maths.preset, "workload": "mae", "mask_ratio": maths.mask_ratio, "image_size": config.data.image_size or 224,
+        "strategy": config.parallel.strategy, "tensor": config.parallel.tensor, "precision": config.parallel.precision,
+        "activation_checkpointing": config.parallel.activation_checkpointing, "prefetch": config.parallel.prefetch,
+        "offload": config.parallel.offload, "global_batch": config.train.global_batch,
+        "micro_batch": config.train.micro_batch or config.train.global_batch,
+    }  # fmt: skip
+    if config.train.samples or config.train.steps:
+        settings["samples"] = config.train.samples or config.train.steps * config.train.global_batch  # type: ignore[operator]
+    return {name: value for name, value in settings.items() if name not in given}
+
+
+def print_errors(as_json: bool) -> int:
+    import dataclasses
+    import json
+
+    from frontier_profiling.predict.fit import Score, lines, report
+
+    print(
+        "scoring, and fitting without each model and strategy in turn: about half a minute", file=sys.stderr, flush=True
+    )
+    found = report()
+    if as_json:
+
+        def plain(node: Any) -> Any:
+            if isinstance(node, Score):
+                return dataclasses.asdict(node)
+            return [plain(n) for n in node] if isinstance(node, list) else node
+
+        print(json.dumps({name: plain(value) for name, value in found.items()}, indent=1))
+    else:
+        print("\n".join(lines(found)))
+    return EXIT_OK

@@ -1,0 +1,106 @@
+"""`frontier plan` as its users call it."""
+
+import json
+
+import pytest
+
+from tests.conftest import ROOT, run_frontier
+
+KEYS = {
+    "model", "strategy", "nodes", "devices", "micro_batch", "memory_gib", "fits", "minimum_devices", "step_s", "images_per_s", "mfu",
+    "node_hours",
+}  # fmt: skip
+MEMORY = {"parameters", "gradients", "optimizer", "activations", "gathered", "buffers", "total_allocated", "peak"}
+
+
+def plan(*args: str) -> dict:
+    done = run_frontier("plan", *args, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_auto_ranks_all_strategies_and_says_why():
+    found = plan("--model", "vit_5b", "--system", "frontier", "--nodes", "128", "--strategy", "auto")
+    rows = found["rows"]
+    assert all(set(row) >= KEYS and set(row["memory_gib"]) >= MEMORY for row in rows)
+    fitting = [row["images_per_s"] for row in rows if row["fits"]]
+    assert fitting == sorted(fitting, reverse=True) and len(fitting) > 10
+    assert rows[0]["strategy"] == "hybrid_8" and rows[0]["tensor"] == 1
+    words = {row["strategy"] for row in rows}
+    assert {"hybrid_1", "hybrid_2", "hybrid_16", "shard_grad_op", "full_shard"} <= words
+    (said,) = found["auto"]
+    assert "hybrid_8 is the quickest" in said["why"] and "hybrid_1 does not fit" in said["why"]
+    assert said["free"][0]["images_per_s"] > rows[0]["images_per_s"]
+    assert not any(row["fits"] for row in rows if row["strategy"] == "hybrid_1" and row["tensor"] == 1)
+
+
+def test_a_grid_of_models_nodes_and_strategies():
+    found = plan(
+        "--model", "vit_base,vit_3b", "--nodes", "1,64", "--strategy", "hybrid_1,full_shard", "--samples", "1000000000"
+    )
+    assert [(r["model"], r["nodes"], r["strategy"]) for r in found["rows"]] == [
+        (m, n, s) for m in ("vit_base", "vit_3b") for n in (1, 64) for s in ("hybrid_1", "full_shard")
+    ]
+    row = found["rows"][0]
+    assert row["node_hours"] == pytest.approx(1e9 / row["images_per_s"] / 3600)
+
+
+def test_a_published_point_is_named_beside_the_prediction():
+    done = run_frontier("plan", "--model", "vit_3b", "--nodes", "64", "--strategy", "hybrid_1", "--as-published")
+    assert done.returncode == 0, done.stderr
+    assert "published: 5,141 images/s" in done.stdout and "published: max_allocated 47.33 GiB" in done.stdout
+
+
+def test_what_does_not_fit_is_a_row_with_the_fewest_devices():
+    done = run_frontier("plan", "--model", "vit_15b", "--nodes", "1", "--strategy", "hybrid_2")
+    assert done.returncode == 0 and "DOES NOT FIT" in done.stdout and ": 4" in done.stdout
+    row = plan("--model", "vit_15b", "--nodes", "1", "--strategy", "hybrid_2")["rows"][0]
+    assert row["status"] == "oom" and row["images_per_s"] is None and row["minimum_devices"] == 4
+
+
+def test_from_the_config_of_a_run():
+    config = ROOT / "jobs" / "configs" / "mae_vit_3b.yaml"
+    row = plan(
+        "--config",
+        str(config),
+        "--nodes",
+        "8",
+        "--strategy",
+        "hybrid_8",
+        "--global-batch",
+        "2048",
+        "--micro-batch",
+        "8",
+    )["rows"][0]
+    assert row["workload"] == "mae" and row["model"] == "vit_3b"
+    assert (row["micro_batch"], row["accumulation"], row["global_batch"]) == (8, 4, 2048)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--model", "vit_4b"), "did you mean"),
+        (("--system", "frontir"), "did you mean 'frontier'"),
+        (("--nodes", "0"), "positive"),
+        (("--nodes", "many"), "positive"),
+        (("--strategy", "hybrid_3"), "choose among"),
+        (("--global-batch", "100"), "does not divide"),
+        (("--config", "nowhere.yaml"), "nowhere.yaml"),
+        (("--system", "nowhere.yaml"), "doctor --write-system"),
+        (("--ranks", "9"), "8 devices"),
+        (("--image-size", "100"), "multiple of patch"),
+    ],
+)
+def test_mistakes_are_one_line(args, said):
+    done = run_frontier("plan", *args)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and said in done.stderr
+
+
+def test_no_torch_is_loaded():
+    """The answer comes at once."""
+    import subprocess
+    import sys
+
+    code = "import sys; from frontier.cli import main; main(['plan', '--model', 'vit_15b', '--nodes', '64']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
