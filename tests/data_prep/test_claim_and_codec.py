@@ -22,8 +22,8 @@ from data_prep.plan import PlanOptions
 from data_prep.scenes import SceneSource
 from data_prep.verify import verify
 from data_prep.writer import write
-from frontier.data.shards import ShardSet
 from frontier.claim import CLAIM, claimed
+from frontier.data.shards import ShardSet
 from frontier.errors import EXIT_OK, UserError
 from tests.conftest import run_frontier
 

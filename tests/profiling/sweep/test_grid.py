@@ -18,7 +18,12 @@ def made(path: Path, *overrides: str, ranks_per_node: int = 8, **changes):
     return points(read_study(study(path, **changes), overrides), ranks_per_node)
 
 
-GRID = {"model": ["vit_base", "vit_1b"], "strategy": ["ddp", "hybrid_2", "hybrid_16"], "nodes": [1, 2, 64], "micro_batch": 32}
+GRID = {
+    "model": ["vit_base", "vit_1b"],
+    "strategy": ["ddp", "hybrid_2", "hybrid_16"],
+    "nodes": [1, 2, 64],
+    "micro_batch": 32,
+}
 
 
 def test_every_combination_is_a_point_with_its_own_name(tmp_path: Path) -> None:
@@ -37,7 +42,10 @@ def test_every_combination_is_a_point_with_its_own_name(tmp_path: Path) -> None:
     [
         ([{"strategy": "hybrid_*"}], {"ddp"}),
         ([{"strategy": ["ddp", "hybrid_2"], "model": "vit_base"}, {"model": "vit_1b"}], {"hybrid_16"}),
-        ([{"nodes": ">=2", "strategy": "ddp"}, {"nodes": "<64", "strategy": "hybrid_*"}], {"ddp", "hybrid_2", "hybrid_16"}),
+        (
+            [{"nodes": ">=2", "strategy": "ddp"}, {"nodes": "<64", "strategy": "hybrid_*"}],
+            {"ddp", "hybrid_2", "hybrid_16"},
+        ),
     ],
 )
 def test_rules_exclude(tmp_path: Path, rules: list[dict], left: set[str]) -> None:
@@ -50,9 +58,15 @@ def test_rules_exclude(tmp_path: Path, rules: list[dict], left: set[str]) -> Non
 def test_strong_scaling_keeps_the_global_batch(tmp_path: Path) -> None:
     grid = {"model": "vit_debug", "strategy": "ddp", "ranks": [1, 2, 4, 3], "global_batch": 64, "micro_batch": 16}
     found = made(tmp_path / "s.yaml", grid=grid, scaling="strong")
-    assert [(p.global_batch, p.micro_batch, p.accumulation) for p in found[:3]] == [(64, 16, 4), (64, 16, 2), (64, 16, 1)]
+    assert [(p.global_batch, p.micro_batch, p.accumulation) for p in found[:3]] == [
+        (64, 16, 4),
+        (64, 16, 2),
+        (64, 16, 1),
+    ]
     assert "does not divide over 3 ranks" in found[3].skip
-    assert made(tmp_path / "s.yaml", grid={**grid, "micro_batch": None, "ranks": 2}, scaling="strong")[0].micro_batch == 32
+    assert (
+        made(tmp_path / "s.yaml", grid={**grid, "micro_batch": None, "ranks": 2}, scaling="strong")[0].micro_batch == 32
+    )
 
 
 def test_tensor_degrees_must_divide_heads_and_ranks(tmp_path: Path) -> None:
@@ -63,7 +77,10 @@ def test_tensor_degrees_must_divide_heads_and_ranks(tmp_path: Path) -> None:
 
 
 def test_a_point_becomes_a_config_that_the_trainer_takes(tmp_path: Path) -> None:
-    loaded = read_study(study(tmp_path / "s.yaml", config={"data.shards": "x", "train.epochs": 3, "model.mask_ratio": 0.5}), ["train.base_lr=0.01"])
+    loaded = read_study(
+        study(tmp_path / "s.yaml", config={"data.shards": "x", "train.epochs": 3, "model.mask_ratio": 0.5}),
+        ["train.base_lr=0.01"],
+    )
     point = points(loaded, 1)[1]
     node = run_config(loaded, point, "/somewhere/run")
     config = validate(node)
@@ -78,7 +95,9 @@ def test_a_point_becomes_a_config_that_the_trainer_takes(tmp_path: Path) -> None
 def test_patterns_choose_points(tmp_path: Path) -> None:
     found = made(tmp_path / "s.yaml", grid=GRID)
     assert {p.model for p in select(found, ["vit_1b"])} == {"vit_1b"}
-    assert {(p.model, p.strategy) for p in select(found, ["*/hybrid_*/64"])} == {(m, s) for m in GRID["model"] for s in GRID["strategy"][1:]}
+    assert {(p.model, p.strategy) for p in select(found, ["*/hybrid_*/64"])} == {
+        (m, s) for m in GRID["model"] for s in GRID["strategy"][1:]
+    }
     assert [p.id for p in select(found, ["vit_base-ddp-n2"])] == ["vit_base-ddp-n2"]
     with pytest.raises(UserError, match="--only vit_9b fits no point"):
         select(found, ["vit_9b"])
@@ -116,23 +135,40 @@ def test_unknown_models_and_studies_name_the_nearest(tmp_path: Path) -> None:
 
 def test_a_study_extends_another_and_lies_over_a_runs_config(tmp_path: Path) -> None:
     study(tmp_path / "parent.yaml")
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"train": {"base_lr": 0.5, "global_batch": 7}, "parallel": {"precision": "bf16"}}))
+    (tmp_path / "run.yaml").write_text(
+        yaml.safe_dump({"train": {"base_lr": 0.5, "global_batch": 7}, "parallel": {"precision": "bf16"}})
+    )
     (tmp_path / "child.yaml").write_text(
-        yaml.safe_dump({"extends": "parent.yaml", "name": "child", "base": "run.yaml", "grid": {"strategy": "ddp"}, "config": {"train.clip_norm": 1.0}})
+        yaml.safe_dump(
+            {
+                "extends": "parent.yaml",
+                "name": "child",
+                "base": "run.yaml",
+                "grid": {"strategy": "ddp"},
+                "config": {"train.clip_norm": 1.0},
+            }
+        )
     )
     loaded = read_study(tmp_path / "child.yaml", ["steps=3", "grid.ranks=[1,2]"], "predicted")
     assert (loaded.name, loaded.title, loaded.steps, loaded.mode) == ("child", "A toy", 3, "predicted")
     found = points(loaded, 1)
     assert [(p.strategy, p.ranks, p.precision) for p in found] == [("ddp", 1, "bf16"), ("ddp", 2, "bf16")]
     config = run_config(loaded, found[1], "run")
-    assert config["train"]["base_lr"] == 0.5 and config["train"]["clip_norm"] == 1.0 and config["train"]["global_batch"] == 16
+    assert (
+        config["train"]["base_lr"] == 0.5
+        and config["train"]["clip_norm"] == 1.0
+        and config["train"]["global_batch"] == 16
+    )
     again = tmp_path / "resolved.yaml"
     again.write_text(yaml.safe_dump(loaded.as_dict()))
     assert read_study(again) == loaded
 
 
 def test_dotted_keys() -> None:
-    assert nested({"data.image_size": 3, "data": {"x.y": 1}, "run": {"seed": 2}}) == {"data": {"image_size": 3, "x": {"y": 1}}, "run": {"seed": 2}}
+    assert nested({"data.image_size": 3, "data": {"x.y": 1}, "run": {"seed": 2}}) == {
+        "data": {"image_size": 3, "x": {"y": 1}},
+        "run": {"seed": 2},
+    }
 
 
 @pytest.mark.parametrize("path", shipped(), ids=lambda path: path.stem)

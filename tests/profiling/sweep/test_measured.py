@@ -83,7 +83,9 @@ def test_killed_at_any_moment_a_second_call_finishes(tmp_path: Path) -> None:
     first.send_signal(signal.SIGKILL)
     first.communicate()
     (run,), rank = attempts(out, FULL), int(pid_file.read_text())
-    until(lambda: gone(run), 10)  # a run dies with its sweep; its ranks die with it (frontier.launch.local), a fake's do not
+    until(
+        lambda: gone(run), 10
+    )  # a run dies with its sweep; its ranks die with it (frontier.launch.local), a fake's do not
     psutil.Process(rank).kill()
     assert sweep(path, "--out", out).returncode == 0
     assert statuses(out) == dict.fromkeys(("ddp", "full_shard", "hybrid_1"), "done")
@@ -141,7 +143,14 @@ def test_a_point_held_elsewhere_is_left_alone(tmp_path: Path) -> None:
 
 def test_points_that_cannot_work_are_rows_with_the_reason(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    grid = {"model": "vit_debug", "strategy": ["ddp", "hybrid_4"], "ranks": 2, "micro_batch": 8, "tensor": [1, 2], "data": "shards"}
+    grid = {
+        "model": "vit_debug",
+        "strategy": ["ddp", "hybrid_4"],
+        "ranks": 2,
+        "micro_batch": 8,
+        "tensor": [1, 2],
+        "data": "shards",
+    }
     done = sweep(study(tmp_path / "s.yaml", grid=grid), "--out", out)
     assert done.returncode == 0, done.stderr
     rows = json.loads((out / "rows.json").read_text())["rows"]

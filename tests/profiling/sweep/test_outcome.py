@@ -13,11 +13,35 @@ from frontier_profiling.sweep.outcome import classify, kernel_kills, tail
     ("code", "text", "kills", "status", "words"),
     [
         (0, "torch.OutOfMemoryError mentioned, yet all is well", 0, "done", ""),
-        (1, "x\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\ny", 0, "oom", "Tried to allocate 2 GiB"),
-        (1, "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes", 0, "oom", "9 bytes"),
-        (1, "slurmstepd: error: Detected 1 oom_kill event in StepId=1.0. Some of the step tasks have been OOM Killed.", 0, "oom", "oom_kill"),
+        (
+            1,
+            "x\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\ny",
+            0,
+            "oom",
+            "Tried to allocate 2 GiB",
+        ),
+        (
+            1,
+            "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+            0,
+            "oom",
+            "9 bytes",
+        ),
+        (
+            1,
+            "slurmstepd: error: Detected 1 oom_kill event in StepId=1.0. Some of the step tasks have been OOM Killed.",
+            0,
+            "oom",
+            "oom_kill",
+        ),
         (75, "frontier: rank 1 ended with signal SIGKILL; ending the others", 1, "oom", "killed by the kernel"),
-        (75, "frontier: rank 1 ended with signal SIGKILL; ending the others", 0, "failed", "SIGKILL"),  # somebody's kill -9
+        (
+            75,
+            "frontier: rank 1 ended with signal SIGKILL; ending the others",
+            0,
+            "failed",
+            "SIGKILL",
+        ),  # somebody's kill -9
         (-9, "", 1, "oom", "killed by the kernel"),
         (-9, "", 0, "failed", "signal 9"),
         (1, "Traceback …\nRuntimeError: boom\nat the end", 1, "failed", "RuntimeError: boom"),  # another process's kill

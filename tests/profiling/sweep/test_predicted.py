@@ -23,7 +23,9 @@ def test_the_whole_grid_of_the_study(tmp_path: Path) -> None:
     assert main(["sweep", "whole", "--out", str(tmp_path), "--no-report"]) == 0
     rows = rows_of(tmp_path)
     assert len(rows) == 6 * 8 * 6 and {row.source for row in rows} == {"predicted"}
-    assert not (tmp_path / "points").exists() and (tmp_path / "study.yaml").exists() and (tmp_path / "rows.csv").exists()
+    assert (
+        not (tmp_path / "points").exists() and (tmp_path / "study.yaml").exists() and (tmp_path / "rows.csv").exists()
+    )
     by = {(row.model, row.strategy, row.nodes): row for row in rows}
     assert by["vit_5b", "hybrid_1", 4].status == "oom" and by["vit_5b", "hybrid_1", 4].images_per_s is None
     assert by["vit_15b", "hybrid_2", 1].status == "oom" and by["vit_15b", "hybrid_8", 1].status == "done"
@@ -56,7 +58,9 @@ def test_rows_of_another_source_stay(tmp_path: Path) -> None:
     assert "images/s, measured" in table(rows) and "7.0*" in table(rows)
 
 
-def test_dry_run_and_list_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_and_list_write_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["sweep", "prefetch", "--dry-run"]) == 0 and main(["sweep", "--list"]) == 0
     text = capsys.readouterr().out
