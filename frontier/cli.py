@@ -10,6 +10,7 @@ from collections.abc import Sequence
 VERBS: dict[str, tuple[str, str]] = {
     "pretrain": ("frontier.train.command:main", "pretrain a model from a config; resumes by itself"),
     "probe": ("frontier.probe.command:main", "evaluate a frozen encoder: linear, logistic, kNN, with baselines"),
+    "doctor": ("frontier.doctor.command:main", "check node, ranks and environment; measure this machine for `plan`"),
     "plan": (
         "frontier_profiling.predict.command:main",
         "predict memory, time, energy and cost of a run; rank strategies",

@@ -18,9 +18,9 @@ MIB = 16
 """Size of the tensors that collectives are measured with, MiB a rank."""
 
 
-def _shortest(action: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
-    """Seconds of the shortest of `repeats` runs, after one that warms up."""
-    best = float("inf")
+def seconds(action: Callable[[], object], device: torch.device, repeats: int = 3) -> list[float]:
+    """Seconds of each of `repeats` runs, after one that warms up."""
+    taken = []
     for turn in range(repeats + 1):
         if device.type != "cpu":
             torch.accelerator.synchronize()
@@ -29,8 +29,12 @@ def _shortest(action: Callable[[], object], device: torch.device, repeats: int =
         if device.type != "cpu":
             torch.accelerator.synchronize()
         if turn:
-            best = min(best, time.perf_counter() - start)
-    return best
+            taken.append(time.perf_counter() - start)
+    return taken
+
+
+def _shortest(action: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
+    return min(seconds(action, device, repeats))
 
 
 def product_seconds(device: torch.device, repeats: int = 3) -> float:

@@ -1,7 +1,7 @@
 """GiB a device by component, before anything runs.
 
-Our engine (fsdp2): states, gathered weights and buffers by the closed form that `frontier pretrain --dry-run` uses
-(`frontier.parallel.footprint`), activations by the counts of `workload.py`.
+Our engine (fsdp2): the walk through a step that `frontier pretrain --dry-run` uses (`frontier.parallel.footprint`), along phases made from
+the counts of `workload.py` where the dry run takes them from a pass on meta.
 
 The published study's (fsdp1), with P parameters in groups of k, W one block's working set in its backward pass:
     allocated   max(12 P / k + inputs of all blocks + W, 16 P / k + W) + libraries
@@ -13,10 +13,12 @@ The published study's (fsdp1), with P parameters in groups of k, W one block's w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-from frontier.parallel.footprint import model_state, together
+from frontier.parallel.footprint import ROOT, Phase, walk
 from frontier_profiling.predict.case import Case
 from frontier_profiling.predict.constants import FSDP1Memory, fsdp1_memory
+from frontier_profiling.predict.workload import Stack
 
 GIB = 2**30
 ALLOCATOR = {"cpu": 0.0, "cuda": 0.03, "xpu": 0.03}
@@ -41,37 +43,71 @@ def memory(case: Case) -> Memory:
     return published_memory(case, fsdp1_memory()) if case.engine == "fsdp1" else own_memory(case)
 
 
-def activation_bytes(case: Case) -> tuple[float, float]:
-    """(kept from forward to backward, of one block while it is recomputed) on a rank."""
+def phases(case: Case) -> list[Phase]:
+    """Bytes of activations and unreduced gradients that are alive on a rank, through one micro-batch.
+
+    A block's backward pass begins by recomputing what checkpointing dropped, holds 2 D + hidden of gradients in flight a token, and
+    frees what it kept as its parameters' gradients come: the most is at its start or, where the parameters are many, at its end.
+    """
     work, el, batch, tensor = case.work, case.element_bytes, case.micro_batch, case.dims.tensor
-    kept = float(work.outside_values * batch * el + work.loss_values * batch * 4)
-    largest = 0.0
-    for stack in work.stacks:
-        # A tensor group of T holds 1/T of the inside of a block for T times the samples, and the two gathered inputs.
-        gathered = 2 * (tensor - 1) * stack.input_values() if tensor > 1 else 0
-        # Means and deviations of two norms in float32 a token.
-        whole = batch * ((stack.kept_values() + gathered) * el + 16 * stack.tokens)
-        largest = max(largest, whole)
-        if case.activation_checkpointing == "none":
-            short = stack.blocks * stack.kept_values() - stack.kept_in_all()
-            kept += stack.blocks * whole - batch * short * el
-        elif case.activation_checkpointing == "full":
-            kept += stack.blocks * batch * stack.input_values() * el
-        else:
-            kept += batch * stack.dear_in_all() * el
-    if case.activation_checkpointing == "none":
-        return kept, 0.0
-    if case.activation_checkpointing == "full":
-        return kept, largest
-    return kept, max(s.kept_values() - s.kept_dear() for s in work.stacks) * batch * el
+    # DistributedDataParallel takes each gradient at once; a float32 one is added to what was accumulated.
+    stay = case.strategy != "ddp" and not (case.accumulation > 1 and case.precision == "fp32")
+    units = [stack for stack in work.stacks for _ in range(stack.blocks)]
+    alive = float(work.outside_values * batch * el / 2)
+    out: list[Phase] = []
+    held: list[_Block] = []
+    for number, stack in enumerate(units):
+        last = number + 1 == len(units) or units[number + 1] is not stack
+        block = _block(stack, last, case.activation_checkpointing, batch, el, tensor)
+        out.append(Phase("forward", number, alive, alive + block.forward))
+        alive += block.stays
+        held.append(block)
+    alive += work.outside_values * batch * el / 2 + work.loss_values * batch * 4
+    out.append(Phase("forward", ROOT, alive, alive))
+    alive -= work.loss_values * batch * 4
+    for number in reversed(range(len(units))):
+        block, stack = held[number], units[number]
+        own = stack.block_parameters / tensor * el if stay else 0.0
+        most = max(block.again + block.in_flight, own - block.stays + block.in_flight)
+        out.append(Phase("backward", number, alive, alive + most))
+        alive -= block.stays
+        out.append(Phase("reduce", number, alive + own, alive + own))
+    out.append(Phase("reduce", ROOT, work.root_parameters * el, work.root_parameters * el))
+    return out
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Bytes of one block: the most in its forward pass, what stays for the backward pass, what that makes again, gradients in flight."""
+
+    forward: float
+    stays: float
+    again: float
+    in_flight: float
+
+
+def _block(stack: Stack, last: bool, checkpointing: str, batch: int, el: int, tensor: int) -> _Block:
+    # A tensor group of T holds 1/T of the inside of a block for T times the samples, and the two gathered inputs.
+    gathered = 2 * (tensor - 1) * stack.input_values() if tensor > 1 else 0
+    kept = stack.kept_in_last() if last else stack.kept_values()
+    whole = batch * ((kept + gathered) * el + 16 * stack.tokens)  # 16: mean and deviation of two norms, float32
+    flight = batch * el * stack.tokens * (2 * stack.width + (2 if stack.mlp == "gated" else 1) * stack.hidden)
+    one = float(batch * stack.input_values() * el)
+    if checkpointing == "none":
+        return _Block(whole + one, whole, 0.0, flight)
+    if checkpointing == "full":
+        return _Block(whole - 6 * one, one, whole - one, flight)
+    dear = batch * stack.dear_in(last) * el
+    return _Block(whole, dear, max(0.0, whole + 2 * one - dear), flight)
 
 
 def own_memory(case: Case) -> Memory:
     work, dims = case.work, case.dims
-    units = [stack.block_parameters // dims.tensor for stack in work.stacks for _ in range(stack.blocks)]
-    state = model_state(sum(units) + work.root_parameters, units, dims, case.precision, case.prefetch)
-    kept, recomputed = activation_bytes(case)
-    found, host = together(state, kept, recomputed, dims, case.accumulation, case.offload)
+    units = [stack.shapes(dims.tensor) for stack in work.stacks for _ in range(stack.blocks)]
+    found, host = walk(
+        phases(case), units, work.root_shapes, dims, case.precision, case.prefetch, case.accumulation, case.offload,
+        constants=4.0 * work.buffer_values,
+    )  # fmt: skip
     kind = case.system.device.type
     found["allocator"] = found["peak"] * ALLOCATOR.get(kind, 0.0) + CONTEXT_GIB.get(kind, 0.0) * GIB
     found["total_allocated"] = found["peak"]
@@ -119,13 +155,18 @@ def published_memory(case: Case, c: FSDP1Memory) -> Memory:
 
 def minimum_devices(case: Case, most: int = 65536) -> int | None:
     """Fewest devices, a power of two, that hold the model when it is sharded over all of them; None where none up to `most` do."""
+    plain = case.but(strategy="no_shard", nodes=1, ranks=1, tensor=1, offload=False, accumulation=1, samples=None, data="synthetic")
+    return _minimum_devices(plain, most)
+
+
+@lru_cache(maxsize=512)
+def _minimum_devices(case: Case, most: int) -> int | None:
     per_node, k = case.system.node.devices, 1
     while k <= most:
-        strategy = "no_shard" if k == 1 else f"hybrid_{k}"
         nodes = -(-k // per_node)
         if nodes > case.system.nodes:
             return None
-        sharded = case.but(strategy=strategy, nodes=nodes, ranks=k, tensor=1, offload=False, accumulation=1)
+        sharded = case.but(strategy="no_shard" if k == 1 else f"hybrid_{k}", nodes=nodes, ranks=k)
         if memory(sharded).peak <= case.system.device.memory_gib:
             return k
         k *= 2

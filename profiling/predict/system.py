@@ -96,6 +96,9 @@ class System(_Part):
             raise ValueError("network: a machine of several nodes needs one")
         return self
 
+    def __hash__(self) -> int:
+        return hash((self.name, self.device.name, self.node.devices))  # cases are keys of caches; equality compares everything
+
     def constant(self, name: str) -> float | None:
         """A constant of this machine's own, or None."""
         value = self.efficiency.get(name)

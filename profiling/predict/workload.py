@@ -64,16 +64,13 @@ class Stack:
         """
         return 5 * self.tokens * self.width + self._going_on * self.tokens
 
-    def kept_in_all(self) -> float:
-        """Of all blocks of the stack."""
-        less = 0 if self.last_queries is None else self.tokens - self.last_queries
-        return self.blocks * self.kept_values() - self._going_on * less
+    def kept_in_last(self) -> float:
+        """Of the last block, whose queries alone go on."""
+        return self.kept_values() - self._going_on * self._less
 
-    def dear_in_all(self) -> float:
-        """What `selective` checkpointing keeps of all blocks of the stack, inputs included."""
-        less = 0 if self.last_queries is None else self.tokens - self.last_queries
-        going_on = 3 * self.width + (2 if self.mlp == "gated" else 1) * self.hidden
-        return self.blocks * (self.input_values() + self.kept_dear()) - going_on * less
+    @property
+    def _less(self) -> int:
+        return 0 if self.last_queries is None else self.tokens - self.last_queries
 
     @property
     def _going_on(self) -> int:
@@ -82,6 +79,18 @@ class Stack:
     def kept_dear(self) -> float:
         """What `selective` checkpointing keeps of a block beside its input: results of products and attention."""
         return self.tokens * (6 * self.width + (2 if self.mlp == "gated" else 1) * self.hidden)
+
+    def dear_in(self, last: bool) -> float:
+        """What `selective` checkpointing keeps of a block, its input included."""
+        going_on = 3 * self.width + (2 if self.mlp == "gated" else 1) * self.hidden
+        return self.input_values() + self.kept_dear() - (going_on * self._less if last else 0)
+
+    def shapes(self, tensor: int) -> list[tuple[int, ...]]:
+        """Of one block's parameters, as a rank of a tensor group holds them."""
+        d, h = self.width, self.hidden // tensor
+        up = [(h, d), (h,)] * (2 if self.mlp == "gated" else 1)
+        own = 3 * d // tensor
+        return [(own, d), (own,), (d, d // tensor), (d,), *up, (d, h), (d,), *([(d,)] * 4)]
 
     def input_values(self) -> int:
         return self.tokens * self.width
@@ -98,6 +107,8 @@ class Workload:
         outside_flops: the part of them outside the blocks.
         outside_values: values kept outside the blocks, an image, in the computing precision.
         loss_values: values that the loss keeps, float32.
+        root_shapes: of the parameters outside the blocks.
+        buffer_values: of fixed positions.
     """
 
     name: WorkloadName
@@ -108,6 +119,8 @@ class Workload:
     outside_flops: int
     outside_values: int
     loss_values: int
+    root_shapes: tuple[tuple[int, ...], ...]
+    buffer_values: int
     tokens: int
     image_size: int
 
@@ -119,6 +132,16 @@ class Workload:
     def largest_block(self) -> int:
         """Parameters of the largest block."""
         return max(stack.block_parameters for stack in self.stacks)
+
+
+def _root(width: int, values: int) -> tuple[tuple[int, ...], ...]:
+    """Patch embedding, [cls], final norm."""
+    return ((width, values), (width,), (width,), (width,), (width,))
+
+
+def _decoder_root(width: int, decoder: int, values: int) -> tuple[tuple[int, ...], ...]:
+    """Embedding, mask token, norm, prediction."""
+    return ((decoder, width), (decoder,), (decoder,), (decoder,), (decoder,), (values, decoder), (values,))
 
 
 @lru_cache(maxsize=256)
@@ -144,7 +167,7 @@ def workload(
         return Workload(
             "vit", (stack,), parameters, parameters - stack.blocks * stack.block_parameters,
             stack.blocks * stack.block_flops + embedding, embedding, patches * values + 2 * (1 + patches) * shape.width,
-            0, 1 + patches, image_size,
+            0, _root(shape.width, values), (1 + patches) * shape.width, 1 + patches, image_size,
         )  # fmt: skip
     if name != "mae":
         raise UserError(f"workload '{name}' is unknown: vit (all tokens) or mae (masked pretraining)")
@@ -160,5 +183,7 @@ def workload(
     # Visible pixels, final norms' inputs and results; the loss keeps its difference and scale in float32.
     outside = config.kept * values + 2 * encoder.input_values() + 2 * masked * decoder.width
     return Workload(
-        "mae", stacks, parameters, parameters - inside, flops, max(0, flops - block_work), outside, 2 * masked * values, encoder.tokens, image_size
+        "mae", stacks, parameters, parameters - inside, flops, max(0, flops - block_work), outside, 2 * masked * values,
+        (*_root(shape.width, values), *_decoder_root(shape.width, decoder.width, values)),
+        (1 + patches) * (shape.width + decoder.width), encoder.tokens, image_size,
     )  # fmt: skip

@@ -1,0 +1,140 @@
+"""`frontier doctor`: alone, under torchrun, srun or mpiexec, or on `--ranks N` of this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from frontier.doctor.checks import Check
+from frontier.errors import EXIT_OK, EXIT_TRANSIENT, UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `frontier doctor --help` lists the options")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="frontier doctor",
+        description="Check this node, or all nodes of a job: devices, memory, products, collectives, file systems, environment variables, versions, "
+        "clocks. Every line is OK, WARNING or ERROR with the number behind it and the mend.",
+        epilog="exit codes: 0 no ERROR, 75 at least one ERROR (mend it, or leave the node out, and try again), 2 the command itself is wrong",
+    )
+    parser.add_argument("--json", action="store_true", help="a list of {check, status, value, unit, text, mend}")
+    parser.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine (no launcher needed)")
+    parser.add_argument("--quick", action="store_true", help="smaller tensors and files, fewer sizes")
+    parser.add_argument(
+        "--write-system",
+        type=Path,
+        metavar="FILE",
+        help="measure this machine as a system description for `frontier plan --system FILE`; on a CPU one rank is one device, and without --ranks "
+        "there are as many as cores",
+    )
+    parser.add_argument("--timeout", type=int, default=60, metavar="S", help="bound of one check, seconds (60)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit code; raises UserError."""
+    args = _parser().parse_args(argv)
+    if args.timeout < 1:
+        raise UserError(f"--timeout {args.timeout}: give a positive number of seconds")
+    if args.write_system is not None:
+        _check_target(args.write_system)
+    from frontier.launch.ranks import discover
+
+    ranks = discover()
+    if args.ranks is not None and ranks.source != "alone":
+        raise UserError(
+            f"--ranks is for a start without a launcher, this one was started by {ranks.source}: leave it out"
+        )
+    if args.ranks is not None and args.ranks < 1:
+        raise UserError(f"--ranks {args.ranks}: give a positive number")
+    if args.write_system is not None and ranks.nodes > 1:
+        raise UserError(f"--write-system describes one node, this job has {ranks.nodes}: start it on one")
+    count = args.ranks or (_devices_here() if args.write_system is not None and ranks.source == "alone" else 1)
+    if count > 1:
+        from frontier.launch.local import run_local
+
+        command = [sys.executable, "-m", "frontier", "doctor", f"--timeout={args.timeout}"]
+        command += ["--json"] * args.json + ["--quick"] * args.quick
+        command += [f"--write-system={args.write_system}"] if args.write_system is not None else []
+        return run_local(command, count)
+
+    from frontier.doctor.examine import examine
+
+    with _Output(as_json=args.json, main=ranks.is_main, source=f"rank {ranks.rank}") as output:
+        examine(ranks, output, quick=args.quick, timeout_s=args.timeout, target=args.write_system)
+        return output.end()
+
+
+def _check_target(path: Path) -> None:
+    """Before minutes are spent on what cannot be written."""
+    if path.is_dir():
+        raise UserError(f"--write-system {path} is a folder: name a file, such as {path / 'local.yaml'}")
+    if path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--write-system {path}: name a .yaml file, as `frontier plan --system` takes it")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"--write-system {path}: {path.parent} is no folder that you may write to")
+
+
+def _devices_here() -> int:
+    """Ranks of this node: its accelerators, or its cores."""
+    import torch
+
+    from frontier.doctor.environment import cores
+
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else cores()
+
+
+class _Output:
+    """Collects checks; what libraries print meanwhile goes to stderr, so that the report alone is on stdout.
+
+    Rank 0 prints the report, another rank only what ended it.
+    """
+
+    def __init__(self, *, as_json: bool, main: bool, source: str) -> None:
+        self.checks: list[Check] = []
+        self.as_json, self.main, self.source = as_json, main, source
+
+    def __enter__(self) -> _Output:
+        sys.stdout.flush()
+        self._stdout = os.dup(1)
+        os.dup2(2, 1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.stdout.flush()
+        os.dup2(self._stdout, 1)
+        os.close(self._stdout)
+
+    def hung(self, found: Check) -> None:
+        """From another thread, while the main one cannot be interrupted: report and end the process."""
+        self.checks.append(found)
+        if self.main:
+            self._print()
+        else:
+            print(f"frontier doctor: {self.source}: {found.check} {found.text}: {found.mend}", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(EXIT_TRANSIENT)
+
+    def end(self) -> int:
+        if self.main:
+            self._print()
+        return EXIT_TRANSIENT if any(c.status == "ERROR" for c in self.checks) else EXIT_OK
+
+    def _print(self) -> None:
+        from frontier.doctor.checks import lines
+
+        if self.as_json:
+            text = json.dumps([c.as_dict() for c in self.checks], indent=1, allow_nan=False)
+        else:
+            text = "\n".join(lines(self.checks))
+        with os.fdopen(os.dup(self._stdout), "w") as stdout:
+            stdout.write(text + "\n")
