@@ -47,7 +47,8 @@ def test_what_cannot_be_told_is_skipped_with_the_reason(tmp_path: Path, capsys: 
 
 def test_rows_of_another_source_stay(tmp_path: Path) -> None:
     out = tmp_path / "o"
-    path = study(tmp_path / "s.yaml", mode="predicted", system="frontier", config={"data.image_size": 224})
+    grid = {"model": "vit_base", "strategy": ["ddp", "full_shard", "hybrid_1"], "nodes": 1}
+    path = study(tmp_path / "s.yaml", mode="predicted", system="frontier", grid=grid, config={"data.image_size": 224})
     assert main(["sweep", str(path), "--out", str(out), "--no-report"]) == 0
     node = json.loads((out / "rows.json").read_text())
     node["rows"] = [{**row, "source": "measured", "images_per_s": 7.0} for row in node["rows"]]
