@@ -26,6 +26,7 @@ extras = {
     "deepspeed": ["deepspeed>=0.19.8"],
     "export": ["safetensors>=0.4"],
     "geo": ["rasterio>=1.4", "pyproj>=3.6"],
+    "energy": ["nvidia-ml-py>=12"],  # AMD: the amdsmi of the installed ROCm
     "hdf5": ["hdf5plugin>=5.0"],
     "test": ["pytest>=8", "ruff>=0.6", "mypy>=1.11", "types-PyYAML", "transformers>=5.0", "safetensors>=0.4"],
 }

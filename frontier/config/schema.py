@@ -48,9 +48,19 @@ class AugmentConfig(Section):
         return value
 
 
+class SyntheticConfig(Section):
+    """Images made on the device: one fixed batch a rank, uniform bytes. For studies of speed."""
+
+    channels: int = Field(3, gt=0)
+    samples: int = Field(1_000_000, gt=0)
+    """Size of an epoch to the sampler."""
+
+
 class DataConfig(Section):
-    shards: str
+    shards: str | None = None
     """Folder with manifest.json."""
+    synthetic: SyntheticConfig | None = None
+    """Instead of `shards`."""
     split: str = "train"
     column: str = "image"
     image_size: int | None = Field(None, gt=0)
@@ -74,6 +84,24 @@ class DataConfig(Section):
     def _staged(self) -> DataConfig:
         if self.stage_gib is not None and not self.stage:
             raise ValueError("data.stage_gib has no effect without data.stage: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if (self.shards is None) == (self.synthetic is None):
+            told = "none" if self.shards is None else "both"
+            raise ValueError(
+                f"give exactly one of data.shards (a folder) and data.synthetic (made on the device) ({told} given)"
+            )
+        if self.synthetic is not None:
+            if self.image_size is None:
+                raise ValueError("data.synthetic needs data.image_size, the side of the images in pixels: add it")
+            for key in ("split", "column", "workers", "stage"):
+                default = DataConfig.model_fields[key].default
+                if getattr(self, key) != default:
+                    raise ValueError(
+                        f"data.{key} has no effect with data.synthetic, which reads nothing: leave it out, or at its default {default!r}"
+                    )
         return self
 
 
@@ -175,8 +203,27 @@ class LogConfig(Section):
     """Steps between log lines on the terminal; metrics.jsonl has every step."""
     ranks_every: int = Field(100, gt=0)
     """Steps between comparisons of the ranks (ranks.jsonl): who computes or reads slower than the others."""
+    energy: bool = True
+    """Read the machine's energy counters where there are any: energy_j and power_w in metrics.jsonl."""
     progress: Literal["auto", "bar", "lines", "none"] = "auto"
     """auto: a bar on a terminal, lines elsewhere."""
+    profile_steps: tuple[int, int] | None = None
+    """[first, last] step, counted from 1, of a torch profiler trace: RUN/profile/rank<r>.json.gz."""
+    profile_ranks: list[int] = [0]
+    memory_snapshot: bool = False
+    """Beside the trace, the allocator's record until its last step: RUN/profile/memory_rank<r>.pickle. Accelerators only."""
+
+    @model_validator(mode="after")
+    def _profile(self) -> LogConfig:
+        if self.profile_steps is None:
+            for key in ("profile_ranks", "memory_snapshot"):
+                if getattr(self, key) != LogConfig.model_fields[key].default:
+                    raise ValueError(f"log.{key} has no effect without log.profile_steps: add it, such as [10, 12]")
+        elif not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
+            raise ValueError("log.profile_steps is [first, last] with 1 <= first <= last")
+        if not self.profile_ranks or min(self.profile_ranks) < 0:
+            raise ValueError("log.profile_ranks is a list of one or more ranks, such as [0]")
+        return self
 
 
 class CoreConfig(Section):

@@ -60,6 +60,12 @@ class Supply:
         return self.samples * self.threads / self.seconds if self.seconds > 0 else None
 
 
+def places(sampler: Sampler, blocks: int, local_batch: int) -> np.ndarray:
+    """[blocks, B] the row of a rank's window, batch after batch, that sample t in the order of its block j goes to."""
+    turns, within = np.divmod(np.arange(sampler.block), sampler.per_block)
+    return turns * local_batch + within + np.arange(blocks)[:, None] * sampler.per_block
+
+
 class _Memory:
     """Room for the batches of one window, by column [window * local_batch, *shape], and who still looks at it."""
 
@@ -173,19 +179,17 @@ class Loader:
             memory = _Memory(self.columns, self.sampler.window * self.local_batch)
             self._memories.append(memory)
         memory.claimed = True
-        # Sample t in the order of block j goes to row `rows[j, t]` of the window; it lies at position orders[j, t] of the block.
         sampler, count = self.sampler, len(blocks.starts)
-        turns, within = np.divmod(np.arange(sampler.block), sampler.per_block)
-        rows = turns * self.local_batch + within + np.arange(count)[:, None] * sampler.per_block
-        places = np.empty_like(rows)
-        np.put_along_axis(places, blocks.orders, rows, 1)
+        rows = places(sampler, count, self.local_batch)
+        rows_as_stored = np.empty_like(rows)
+        np.put_along_axis(rows_as_stored, blocks.orders, rows, 1)
         members = np.empty((sampler.window * self.local_batch, 2), np.int64)
         members[rows] = blocks.members
         size = min(JOB_BYTES // max(1, sampler.block * self.sample_bytes), -(-count // max(1, self.workers)))
         jobs = []
         for first in range(0, count, max(1, size)):
             part = slice(first, first + max(1, size))
-            job = memory.columns, blocks.starts[part].tolist(), places[part]
+            job = memory.columns, blocks.starts[part].tolist(), rows_as_stored[part]
             if self._pool is None:
                 self._read(*job)
             else:

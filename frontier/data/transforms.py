@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,9 @@ import torch.nn.functional as F
 from frontier.config.schema import AugmentConfig
 from frontier.data.random import stream_keys, uniform
 from frontier.data.shards import ShardSet
+
+if TYPE_CHECKING:
+    from frontier.data.synthetic import SyntheticSet
 
 SYMMETRY_STREAM, CROP_STREAM, MASK_STREAM = 11, 12, 13
 
@@ -70,7 +74,7 @@ class Normaliser:
     @classmethod
     def of(
         cls,
-        shards: ShardSet,
+        shards: ShardSet | SyntheticSet,
         column: str,
         device: torch.device | str = "cpu",
         mean: Sequence[float] | None = None,

@@ -49,6 +49,16 @@ class Flops:
     def forward(self) -> int:
         return self.encoder + self.decoder
 
+    recomputed: int = 0
+    """What activation checkpointing adds to the backward pass."""
+
+    @property
+    def hardware(self) -> int:
+        """What forward and backward run: the backward pass twice the forward one, but for the input of the embedding, plus
+        what is computed again. For HFU; what fused attention kernels recompute inside is left out.
+        """
+        return 3 * self.forward - self.embedding + self.recomputed
+
     @property
     def step(self) -> int:
         """Forward and backward by the convention, 3 x forward."""
@@ -63,13 +73,14 @@ def block_flops(tokens: int, width: int, hidden: int, mlp: str = "plain", querie
     return 2 * (products + 2 * tokens * queries * width)
 
 
-def flops_per_image(config: MAEConfig, executed: bool = False) -> Flops:
+def flops_per_image(config: MAEConfig, executed: bool = False, checkpointing: str = "none") -> Flops:
     """FLOPs of one masked image.
 
     By default the *reference formulation*: patch embedding of kept patches and prediction of masked patches
     (the rest enters no loss), and every block on all of its tokens. This is the count for throughput in
     FLOP/s and for MFU. `executed` counts what `MAE.forward` runs: its last decoder block goes on with masked
-    tokens only.
+    tokens only. With activation `checkpointing` "full" every block runs again in the backward pass but for its last
+    product, of which nothing is needed there (PyTorch stops before it); "selective" keeps all products.
     """
     shape, decoder = config.encoder, config.decoder
     tokens, masked = 1 + config.kept, config.patches - config.kept
@@ -77,6 +88,12 @@ def flops_per_image(config: MAEConfig, executed: bool = False) -> Flops:
     encoder = embedding + shape.depth * block_flops(tokens, shape.width, shape.mlp_hidden, shape.mlp)
     hidden, everything = 4 * decoder.width, 1 + config.patches
     head = 2 * (tokens * shape.width * decoder.width + masked * decoder.width * config.patch_values)
-    last = block_flops(everything, decoder.width, hidden, queries=masked if executed else None)
+    queries = masked if executed else everything
+    last = block_flops(everything, decoder.width, hidden, queries=queries)
     blocks = (decoder.depth - 1) * block_flops(everything, decoder.width, hidden) + last
-    return Flops(encoder=encoder, decoder=head + blocks, embedding=embedding)
+    recomputed = 0
+    if checkpointing == "full":
+        last_products = shape.depth * tokens * shape.width * shape.mlp_hidden
+        last_products += ((decoder.depth - 1) * everything + queries) * decoder.width * hidden
+        recomputed = encoder - embedding + blocks - 2 * last_products
+    return Flops(encoder=encoder, decoder=head + blocks, embedding=embedding, recomputed=recomputed)

@@ -41,6 +41,8 @@ class Family:
             function of these and the seed, so that it is the same on any number of ranks.
         flops: module -> floating-point operations of one sample, forward and backward.
         encoder_parameters: module -> parameters of the part that is kept after pretraining.
+        hardware_flops: (module, activation checkpointing) -> those that really run for one sample, with what is computed
+            again; None where it is not known, and then no HFU is given.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Family:
     inputs: Callable[[nn.Module, Tensor, Tensor, int], dict[str, Tensor]]
     flops: Callable[[nn.Module], int]
     encoder_parameters: Callable[[nn.Module], int]
+    hardware_flops: Callable[[nn.Module, str], int] | None = None
 
 
 _BUILT_IN = {"mae": "frontier.models.mae_family:FAMILY"}

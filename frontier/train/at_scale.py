@@ -42,6 +42,8 @@ class Started:
 
 def shard_files(plan: RunPlan, rank: int) -> int:
     """Different shard files that `rank` reads in its first window."""
+    if not plan.shards.manifest["shards"]:
+        return 0
     sampler = plan.sampler
     blocks = sampler.blocks(0, plan.dims.data_rank(rank), plan.dims.data_ranks)
     starts = plan.shards.shard_starts
@@ -58,7 +60,7 @@ def at_scale(plan: RunPlan, rank: int, ranks_per_node: int, started: Started) ->
     writing = writing_ranks(saving.writers, dims.replicate, copy)
     state_bytes = 12 * plan.parameters  # parameters and two moments, float32
     files = shard_files(plan, rank)
-    blocks = plan.sampler.blocks_per_window // dims.data_ranks
+    blocks = plan.sampler.blocks_per_window // dims.data_ranks if files else 0
     saves = plan.steps // saving.every_steps if saving.every_steps else int(saving.at_end)
     setup_s = time.perf_counter() - started.clock
     window = blocks * plan.sampler.block * sample_bytes(plan)

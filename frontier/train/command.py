@@ -102,11 +102,18 @@ def main(argv: Sequence[str]) -> int:
 
     from frontier.launch.host_memory import keep_freed_memory
     from frontier.launch.process_group import choose_device, process_group
+    from frontier.train.profiler import check_snapshot
     from frontier.train.trainer import train
 
     device = choose_device(ranks)
     if device.type == "cpu" and config.parallel.offload and config.parallel.strategy not in ZERO:
         raise UserError("parallel.offload has no effect here: on a CPU everything is on the host already; leave it out")
+    try:
+        check_snapshot(config.log, device)
+    except UserError:
+        if ranks.local_rank == 0:
+            raise
+        return EXIT_USER
     if device.type == "cpu":
         keep_freed_memory()
     try:

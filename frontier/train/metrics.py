@@ -58,6 +58,40 @@ def memory_gib(device: torch.device) -> tuple[float, str]:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "rss"
 
 
+def memory_row(device: torch.device) -> dict[str, Any]:
+    """Memory of this rank in GiB, as keys of metrics.jsonl; None is "not measured".
+
+    Of the device's allocator, peaks since the start: allocated (by tensors), active (with what a stream still needs), reserved
+    (from the driver); how often it had to free its cache and try again, and how often it found nothing. Of the
+    process: resident size now and its peak.
+    """
+    now, peak = resident_gib()
+    row: dict[str, Any] = dict.fromkeys(
+        ("memory_allocated_gib", "memory_active_gib", "memory_reserved_gib", "allocation_retries", "out_of_memory")
+    )
+    if device.type != "cpu":
+        stats = torch.accelerator.memory_stats(device)
+        for kind in ("allocated", "active", "reserved"):
+            found = stats.get(f"{kind}_bytes.all.peak")
+            row[f"memory_{kind}_gib"] = None if found is None else found / 2**30
+        row |= {"allocation_retries": stats.get("num_alloc_retries"), "out_of_memory": stats.get("num_ooms")}
+    return row | {"rss_gib": now, "rss_peak_gib": peak}
+
+
+def resident_gib() -> tuple[float | None, float | None]:
+    """(resident size of this process, its peak), GiB. Unlike getrusage's peak, Linux's own leaves out the process that
+    started this one.
+    """
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        now, peak = (int(lines[key].split()[0]) / 2**20 for key in ("VmRSS", "VmHWM"))
+    except (OSError, KeyError, ValueError):
+        import psutil
+
+        return psutil.Process().memory_info().rss / 2**30, None
+    return now, peak
+
+
 def _git_commit() -> str | None:
     here = Path(__file__).resolve().parent
     try:

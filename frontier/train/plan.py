@@ -13,12 +13,14 @@ from torch import nn
 from frontier.config.load import Config
 from frontier.data.sampler import Sampler
 from frontier.data.shards import ShardSet
+from frontier.data.synthetic import SyntheticSet, open_images
 from frontier.errors import UserError
 from frontier.launch.mesh import BatchPlan, ParallelDims
 from frontier.models.registry import Family, ImageShape, family
 from frontier.parallel.tensor import check_divides
 from frontier.train.optimizer import Schedule
 from frontier.train.preemption import STOP_FILE
+from frontier.train.profiler import check_profile
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class RunPlan:
     sampler: Sampler
     schedule: Schedule
     steps: int
-    shards: ShardSet
+    shards: ShardSet | SyntheticSet
     family: Family
     model: nn.Module
 
@@ -57,6 +59,12 @@ class RunPlan:
     @property
     def flops_per_image(self) -> int:
         return self.family.flops(self.model)
+
+    @property
+    def hardware_flops_per_image(self) -> int | None:
+        """With recomputation under activation checkpointing; None where the family does not count it."""
+        count = self.family.hardware_flops
+        return None if count is None else count(self.model, self.config.parallel.activation_checkpointing)
 
     def fixed(self) -> dict[str, Any]:
         """What must not change between the two sides of a resume, by config key."""
@@ -97,7 +105,7 @@ def resolve(config: Config, world_size: int, check_shards: bool = True, samples:
     batch = BatchPlan.divide(config.train.global_batch, config.train.micro_batch, dims.data_ranks)
     if (Path(config.run.dir) / STOP_FILE).exists():
         raise UserError(f"{Path(config.run.dir) / STOP_FILE} asks this run to stay stopped: remove the file to go on")
-    shards = ShardSet(config.data.shards, split=config.data.split, check=check_shards)
+    shards = open_images(config.data, check_shards)
     column = config.data.column
     if column not in shards.image_columns:
         raise UserError(
@@ -131,6 +139,7 @@ def resolve(config: Config, world_size: int, check_shards: bool = True, samples:
     )
     sampler.check_ranks(dims.data_ranks)
     steps = total_steps(config, sampler)
+    check_profile(config.log, steps, world_size)
     schedule = Schedule.of(config.train, steps)
     data = config.data.model_copy(
         update={

@@ -6,7 +6,6 @@ import math
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +14,12 @@ import yaml
 from torch import Tensor
 
 from frontier.config.schema import ZERO
-from frontier.data.loader import Batch, Loader, Supply
+from frontier.data.loader import Batch, Supply
+from frontier.data.shards import ShardSet
 from frontier.data.stage import stage_root
+from frontier.data.synthetic import open_loader
 from frontier.data.transforms import Normaliser, augment, resize
+from frontier.energy.job import JobEnergy
 from frontier.errors import EXIT_OK, EXIT_REQUEUE, RankError, UserError
 from frontier.launch.doctor import examine, lines
 from frontier.launch.ranks import Ranks
@@ -25,17 +27,28 @@ from frontier.parallel.engine import Engine, TorchEngine, Update
 from frontier.train.checkpoint import Checkpoints, check_parameters, writing_ranks
 from frontier.train.comparison import RankComparison
 from frontier.train.guards import Guard
-from frontier.train.metrics import Console, MetricsLog, device_name, memory_gib, peak_tflops, write_start
+from frontier.train.metrics import (
+    Console,
+    MetricsLog,
+    device_name,
+    memory_gib,
+    memory_row,
+    peak_tflops,
+    resident_gib,
+    write_start,
+)
 from frontier.train.plan import RunPlan
 from frontier.train.preemption import StopFlag
+from frontier.train.profiler import StepProfiler
 from frontier.train.staging import stage_on_every_node
 from frontier.train.timing import StepClock
+from frontier.train.waits import Waits, way
 
 
 @dataclass
 class StepResult:
     """What one step came to: the update, loss over the global batch and its parts, whether a rank was asked to stop or could
-    not write a checkpoint, seconds by part.
+    not write a checkpoint, what the nodes' energy meters sent, seconds by part, and those of them that communication was waited for.
     """
 
     update: Update
@@ -43,7 +56,9 @@ class StepResult:
     terms: dict[str, float]
     stop: bool
     save_failed: bool
+    energy: list[float]
     parts: dict[str, float]
+    exposed: dict[str, float | None]
 
 
 def prepare(plan: RunPlan, batch: Batch, device: torch.device, normaliser: Normaliser) -> tuple[Tensor, Tensor]:
@@ -62,9 +77,18 @@ class Stepper:
         self.engine = build_engine(plan, device)
         config = plan.config
         self.normaliser = Normaliser.of(plan.shards, config.data.column, device, config.data.mean, config.data.std)
-        self.clock = StepClock(device)
+        self.waits = Waits(way(device, config.parallel), getattr(self.engine, "model", None))
+        self.clock = StepClock(device, self.waits)
 
-    def step(self, batches: Any, lr: float, limits: tuple[float, float], stop: bool, save_failed: bool) -> StepResult:
+    def step(
+        self,
+        batches: Any,
+        lr: float,
+        limits: tuple[float, float],
+        stop: bool,
+        save_failed: bool,
+        energy: list[float],
+    ) -> StepResult:
         """One optimizer step over the next global batch; left out where gradient norm or loss are beyond `limits`."""
         plan, clock, engine = self.plan, self.clock, self.engine
         clock.start()
@@ -82,17 +106,20 @@ class Stepper:
             losses = engine.forward(inputs, last=turn == times - 1)
             clock.mark("forward_s")
             engine.backward(losses["loss"], times)
+            if turn == times - 1:
+                self.waits.backward_ended()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / times
             clock.mark("backward_s")
         loss = sums.pop("loss")
-        flags = [torch.tensor(float(flag), device=self.device) for flag in (stop, save_failed)]
-        update = engine.update(torch.stack([loss, *flags, *sums.values()]), lr, *limits)
+        told = torch.tensor([float(stop), float(save_failed), *energy], device=self.device)
+        update = engine.update(torch.stack([loss, *told, *sums.values()]), lr, *limits)
         clock.mark("optimizer_s")
-        total, stops, failures, *totals = update.sums
+        total, stops, failures, *rest = update.sums
+        joules, totals = rest[: len(energy)], rest[len(energy) :]
         world = plan.dims.world_size
         terms = {name: value / world for name, value in zip(sums, totals, strict=True)}
-        return StepResult(update, total / world, terms, stops > 0, failures > 0, clock.parts())
+        return StepResult(update, total / world, terms, stops > 0, failures > 0, joules, clock.parts(), clock.exposed())
 
 
 def build_engine(plan: RunPlan, device: torch.device) -> Engine:
@@ -138,6 +165,8 @@ def _facts(plan: RunPlan, ranks: Ranks, device: torch.device, resumed: int | Non
         "world_size": ranks.world_size,
         "nodes": ranks.nodes,
         "mesh": plan.dims.as_dict(),
+        "micro_batch": plan.batch.micro_batch,
+        "accumulation": plan.batch.accumulation,
         "strategy": parallel.strategy,
         "precision": parallel.precision,
         "compile": parallel.compile,
@@ -145,7 +174,10 @@ def _facts(plan: RunPlan, ranks: Ranks, device: torch.device, resumed: int | Non
         "parameters": plan.parameters,
         "encoder_parameters": plan.family.encoder_parameters(plan.model),
         "flops_per_image": plan.flops_per_image,
+        "hardware_flops_per_image": plan.hardware_flops_per_image,
         "peak_tflops": peak_tflops(device, parallel.precision),
+        "exposed_from": way(device, parallel),
+        "rss_before_model_gib": resident_gib()[0],
         "resumed_from": resumed,
     }
 
@@ -166,8 +198,11 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
         run_dir.mkdir(parents=True, exist_ok=True)
     dist.barrier()
     facts = _facts(plan, ranks, device, None)
+    energy = JobEnergy(ranks, device, config.log.energy)
+    facts |= energy.facts
     if config.run.doctor:
         facts["doctor"] = examine(device)
+    profiler = StepProfiler(run_dir, config.log, ranks.rank, device)
     stepper = Stepper(plan, ranks, device)
     saving = config.checkpoint
     writing = writing_ranks(saving.writers, plan.dims.replicate, plan.dims.shard * plan.dims.tensor)
@@ -189,27 +224,29 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
         for line in passed_over:
             console.say(f"passed over: {line}")
         console.say("\n".join([_banner(plan, ranks, facts), *(lines(facts["doctor"]) if config.run.doctor else [])]))
-    if config.data.stage:
+    if config.data.stage and isinstance(plan.shards, ShardSet):
         limit = None if config.data.stage_gib is None else int(config.data.stage_gib * 2**30)
         root, timeout = stage_root(config.data.stage), config.parallel.timeout_s
         stage_on_every_node(plan.shards, root, limit, ranks, device, timeout, console.say if ranks.is_main else _warn)
-    loader = Loader(
-        plan.shards,
-        stepper.normaliser.columns,
-        plan.sampler,
-        plan.dims.data_rank(ranks.rank),
-        plan.dims.data_ranks,
-        config.data.workers,
-    )
-    comparison = RankComparison(run_dir, ranks, device, config.log.ranks_every)
+    place = plan.dims.data_rank(ranks.rank), plan.dims.data_ranks
+    columns, seed = stepper.normaliser.columns, config.run.seed
+    loader = open_loader(plan.shards, columns, plan.sampler, *place, config.data.workers, device, seed)
+    comparison = RankComparison(run_dir, ranks, device, config.log.ranks_every, plan.steps)
     stopped, held = False, 0.0
     try:
         batches = loader.batches(step)
         before = time.perf_counter()
+        energy.start()
         while step < plan.steps and not stopped:
             lr = plan.schedule.lr(step)
-            result = stepper.step(batches, lr, guard.limits(), bool(stop), checkpoints.failed())
+            profiled = profiler.before(step + 1)
+            with stepper.waits.counting():
+                result = stepper.step(batches, lr, guard.limits(), bool(stop), checkpoints.failed(), energy.values())
             step += 1
+            joules, watts = energy.step(result.energy)
+            written = profiler.after(step)
+            if written:
+                _warn(written)
             if result.save_failed:
                 checkpoints.wait()  # raises on all ranks
             why = guard.judge(step, result.update.made, result.update.norm, result.loss)
@@ -217,11 +254,13 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
                 console.say(f"step {step} skipped: {why}")
             stopped = result.stop
             result.parts["checkpoint_s"] = held
-            for line in comparison.step(step, result.parts["data_s"]):
+            compared = comparison.step(step, result.parts, result.exposed["exposed_s"], memory_gib(device)[0])
+            for line in [*compared, *energy.notes()]:
                 _warn(line)
             now = time.perf_counter()
             if log is not None:
                 row = _row(plan, step, guard, result, lr, now - before, facts, device, start)
+                row |= {"energy_j": joules, "power_w": watts, "profiled": profiled}
                 row["checkpoint_write_s"] = checkpoints.written()
                 row["data_supply_ratio"] = supply_ratio(loader.supply(), plan.batch.local_batch, row)
                 log.write(row)
@@ -236,8 +275,10 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
             checkpoints.save(step, stepper.engine.state(), _record(plan, ranks, step, guard))
         checkpoints.wait()
     finally:
+        profiler.close()
         loader.close()
         checkpoints.close()
+        energy.close()
         console.close()
         if log is not None:
             log.close()
@@ -289,6 +330,9 @@ def _row(
     """One line of metrics.jsonl."""
     images_per_s = plan.batch.global_batch / step_s
     tflops = images_per_s * plan.flops_per_image / facts["world_size"] / 1e12
+    again = plan.hardware_flops_per_image
+    hardware = None if again is None else tflops * again / plan.flops_per_image
+    peak = facts["peak_tflops"]
     memory, kind = memory_gib(device)
     samples = step * plan.batch.global_batch
     return {
@@ -303,11 +347,14 @@ def _row(
         "step_s": step_s,
         **result.parts,
         "other_s": max(0.0, step_s - sum(result.parts.values())),
+        **result.exposed,
         "memory_gib": memory,
         "memory_kind": kind,
+        **memory_row(device),
         "model_tflops": tflops,
-        "mfu": tflops / facts["peak_tflops"] if facts["peak_tflops"] else None,
-        "power_w": None,
+        "hardware_tflops": hardware,
+        "mfu": tflops / peak if peak else None,
+        "hfu": hardware / peak if peak and hardware is not None else None,
         "skipped": guard.skipped,
         "spikes": guard.spikes,
         "time": time.time(),
@@ -323,7 +370,7 @@ def _banner(plan: RunPlan, ranks: Ranks, facts: dict[str, Any]) -> str:
         f"{ranks.world_size} ranks on {ranks.nodes} node(s) by {ranks.source}, {facts['device']}, {c.parallel.strategy} "
         f"= replicate {mesh.replicate} x shard {mesh.shard} x tensor {mesh.tensor}, {c.parallel.precision}",
         f"global batch {plan.batch.global_batch} = {mesh.data_ranks} data ranks x {plan.batch.accumulation} x {plan.batch.micro_batch}, "
-        f"{plan.steps} steps, {len(plan.shards)} samples in {Path(c.data.shards)}, blocks of {plan.sampler.block}",
+        f"{plan.steps} steps, {len(plan.shards)} samples in {plan.shards.path}, blocks of {plan.sampler.block}",
         f"run folder {plan.run_dir}"
         + (f", resumed from step {facts['resumed_from']}" if facts["resumed_from"] is not None else ""),
     ]

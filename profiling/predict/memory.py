@@ -53,20 +53,25 @@ def phases(case: Case) -> list[Phase]:
     # DistributedDataParallel takes each gradient at once; a float32 one is added to what was accumulated.
     stay = case.strategy != "ddp" and not (case.accumulation > 1 and case.precision == "fp32")
     units = [stack for stack in work.stacks for _ in range(stack.blocks)]
-    alive = float(work.outside_values * batch * el / 2)
+    before, between, after = (float(values * batch * el) for values in work.outside_values)
+    alive = before
     out: list[Phase] = []
     held: list[_Block] = []
     for number, stack in enumerate(units):
         last = number + 1 == len(units) or units[number + 1] is not stack
         block = _block(stack, last, case.activation_checkpointing, batch, el, tensor)
+        if number and units[number - 1] is not stack:
+            alive += between
         out.append(Phase("forward", number, alive, alive + block.forward))
         alive += block.stays
         held.append(block)
-    alive += work.outside_values * batch * el / 2 + work.loss_values * batch * 4
-    out.append(Phase("forward", ROOT, alive, alive))
-    alive -= work.loss_values * batch * 4
+    # The loss: targets are normalised and differences squared out of place.
+    loss = work.loss_values * batch * 4
+    out.append(Phase("forward", ROOT, alive, alive + after + (1.9 if el == 2 else 2.2) * loss))
     for number in reversed(range(len(units))):
         block, stack = held[number], units[number]
+        if number + 1 < len(units) and units[number + 1] is not stack:
+            alive -= between
         own = stack.block_parameters / tensor * el if stay else 0.0
         most = max(block.again + block.in_flight, own - block.stays + block.in_flight)
         out.append(Phase("backward", number, alive, alive + most))
@@ -91,7 +96,8 @@ def _block(stack: Stack, last: bool, checkpointing: str, batch: int, el: int, te
     gathered = 2 * (tensor - 1) * stack.input_values() if tensor > 1 else 0
     kept = stack.kept_in_last() if last else stack.kept_values()
     whole = batch * ((kept + gathered) * el + 16 * stack.tokens)  # 16: mean and deviation of two norms, float32
-    flight = batch * el * stack.tokens * (2 * stack.width + (2 if stack.mlp == "gated" else 1) * stack.hidden)
+    going_on = stack.last_queries if last and stack.last_queries is not None else stack.tokens
+    flight = batch * el * going_on * (2 * stack.width + (2 if stack.mlp == "gated" else 1) * stack.hidden)
     one = float(batch * stack.input_values() * el)
     if checkpointing == "none":
         return _Block(whole + one, whole, 0.0, flight)
@@ -155,7 +161,9 @@ def published_memory(case: Case, c: FSDP1Memory) -> Memory:
 
 def minimum_devices(case: Case, most: int = 65536) -> int | None:
     """Fewest devices, a power of two, that hold the model when it is sharded over all of them; None where none up to `most` do."""
-    plain = case.but(strategy="no_shard", nodes=1, ranks=1, tensor=1, offload=False, accumulation=1, samples=None, data="synthetic")
+    plain = case.but(
+        strategy="no_shard", nodes=1, ranks=1, tensor=1, offload=False, accumulation=1, samples=None, data="synthetic"
+    )
     return _minimum_devices(plain, most)
 
 

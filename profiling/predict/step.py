@@ -106,11 +106,12 @@ def _not_hidden(case: Case, work: Compute, m: Moved, c: Constants) -> float:
     if case.dims.shard == 1:
         hidden_by = 0.0 if case.engine == "fsdp1" and case.strategy == "no_shard" else work.passes * work.backward_share
         return max(0.0, m.reduces - hidden_by / case.accumulation)
-    outlasting = max(0.0, m.data_axes - work.passes)
-    slowed = c.contention * min(m.between_nodes, work.passes)
     # Without prefetch the backward pass reaches each gather unprepared.
     unprepared = m.gathers_backward if case.prefetch == 0 else 0.0
-    return min(m.data_axes, max(outlasting + slowed, unprepared))
+    crossing = m.between_nodes - (0.0 if Axis(case.system, case.dims.shard, case.dims.tensor).inside else unprepared)
+    outlasting = max(0.0, m.data_axes - unprepared - work.passes)
+    slowed = c.contention * min(crossing, work.passes)
+    return min(m.data_axes, outlasting + slowed + unprepared)
 
 
 def data_wait(case: Case, busy: float) -> float:

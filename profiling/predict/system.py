@@ -97,7 +97,9 @@ class System(_Part):
         return self
 
     def __hash__(self) -> int:
-        return hash((self.name, self.device.name, self.node.devices))  # cases are keys of caches; equality compares everything
+        return hash(
+            (self.name, self.device.name, self.node.devices)
+        )  # cases are keys of caches; equality compares everything
 
     def constant(self, name: str) -> float | None:
         """A constant of this machine's own, or None."""

@@ -105,7 +105,8 @@ class Workload:
         root_parameters: those outside the blocks (embedding, tokens, norms, prediction).
         flops: products of a forward pass of one image, by the project's convention.
         outside_flops: the part of them outside the blocks.
-        outside_values: values kept outside the blocks, an image, in the computing precision.
+        outside_values: values kept outside the blocks, an image, in the computing precision: before the first, between two stacks, after the
+            last.
         loss_values: values that the loss keeps, float32.
         root_shapes: of the parameters outside the blocks.
         buffer_values: of fixed positions.
@@ -117,7 +118,7 @@ class Workload:
     root_parameters: int
     flops: int
     outside_flops: int
-    outside_values: int
+    outside_values: tuple[int, int, int]
     loss_values: int
     root_shapes: tuple[tuple[int, ...], ...]
     buffer_values: int
@@ -166,7 +167,7 @@ def workload(
         parameters = encoder_parameter_count(shape, channels, position_image_size=image_size)
         return Workload(
             "vit", (stack,), parameters, parameters - stack.blocks * stack.block_parameters,
-            stack.blocks * stack.block_flops + embedding, embedding, patches * values + 2 * (1 + patches) * shape.width,
+            stack.blocks * stack.block_flops + embedding, embedding, (patches * values, 0, 2 * (1 + patches) * shape.width),
             0, _root(shape.width, values), (1 + patches) * shape.width, 1 + patches, image_size,
         )  # fmt: skip
     if name != "mae":
@@ -181,7 +182,7 @@ def workload(
     inside = sum(stack.blocks * stack.block_parameters for stack in stacks)
     block_work = sum(stack.blocks * stack.block_flops for stack in stacks)
     # Visible pixels, final norms' inputs and results; the loss keeps its difference and scale in float32.
-    outside = config.kept * values + 2 * encoder.input_values() + 2 * masked * decoder.width
+    outside = (config.kept * values, 2 * encoder.input_values(), 2 * masked * decoder.width)
     return Workload(
         "mae", stacks, parameters, parameters - inside, flops, max(0, flops - block_work), outside, 2 * masked * values,
         (*_root(shape.width, values), *_decoder_root(shape.width, decoder.width, values)),

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from frontier_profiling.report import probes
+from frontier_profiling.report.energy import training_seconds_at
 from frontier_profiling.report.probes import encoder_name
 from frontier_profiling.report.read import ProbeRow, Run
 from frontier_profiling.report.summary import PARTS, Spread, not_finite, restarts, skipped_steps
@@ -167,6 +168,26 @@ def curve(run: Run, column: str, title: str, *, name: str, width: int, height: i
         _plain_axes(axes, "step", f"{title} (log axis)" if log else title)
 
     return draw(name, f"{title} over the step", width, height, paint)
+
+
+def power_trace(run: Run, *, name: str, width: int, height: int) -> str:
+    """Power of the whole job over the time in training, one point a reading."""
+    watts, seconds = run.columns["power_w"], training_seconds_at(run)
+    known = np.isfinite(watts) & np.isfinite(seconds)
+    if not known.any():
+        return ""
+    scale, unit = next(((s, u) for s, u in ((3600, "h"), (60, "min")) if seconds[known][-1] > 2 * s), (1, "s"))
+    x, middle, low, high = thin(seconds[known] / scale, watts[known])
+
+    def paint(axes: Axes) -> None:
+        if len(x) < known.sum():
+            axes.fill_between(x, low, high, color=COLOURS["s1"], alpha=0.22, linewidth=0)
+        axes.plot(x, middle, color=COLOURS["s1"], marker="o" if len(x) < 3 else None)
+        axes.set_ylim(0, 1.12 * float(high.max()))
+        _plain_axes(axes, f"time in training, {unit}", "power, W")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+
+    return draw(name, "Power over the time in training", width, height, paint)
 
 
 def step_split(rows: Sequence[tuple[str, Mapping[str, Spread]]], *, name: str, width: int) -> str:

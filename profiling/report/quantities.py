@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from frontier_profiling.report import probes
+from frontier_profiling.report.energy import energy
 from frontier_profiling.report.read import Run
 from frontier_profiling.report.summary import (
     final_loss,
@@ -61,6 +62,7 @@ def quantities(run: Run) -> list[Quantity]:
     speed = spread(run.columns["images_per_s"][keep])
     loss, window = final_loss(run)
     seconds, device_seconds, overall = training_seconds(run)
+    used = energy(run, keep)
     world = run.fact("world_size")
     each = speed.median / world if isinstance(world, int) and world > 0 else None
     memory = run.columns["memory_gib"][np.isfinite(run.columns["memory_gib"])]
@@ -164,11 +166,28 @@ def quantities(run: Run) -> list[Quantity]:
             "model FLOP rate over the device's published peak",
         ),
         Quantity(
-            "power_w_median",
-            "Power",
-            _finite(spread(run.columns["power_w"][keep]).median),
+            "energy_j_per_image",
+            "Energy per image",
+            _finite(used.joules_per_image),
+            "J",
+            MEASURED,
+            f"{used.note}; between readings after the warm-up" if used.source else used.note,
+        ),
+        Quantity(
+            "power_w",
+            "Mean power",
+            _finite(used.watts),
             "W",
             MEASURED,
+            "of the whole job, between the same readings" if used.source else "",
+        ),
+        Quantity(
+            "energy_kwh",
+            "Energy of the run",
+            _finite(used.joules, 1 / 3.6e6),
+            "kWh",
+            MEASURED,
+            "of all logged steps; start-up and steps lost to a restart left out" if used.source else "",
         ),
         Quantity(
             "train_h",

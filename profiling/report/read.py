@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ COLUMNS = (
     "step", "epoch", "samples", "loss", "lr", "grad_norm", "images_per_s", "step_s", "data_s", "forward_s",
     "backward_s", "optimizer_s", "checkpoint_s", "other_s",
     "memory_gib", "model_tflops", "mfu", "power_w", "skipped", "time", "start", "data_supply_ratio",
+    "exposed_s", "exposed_forward_s", "exposed_backward_s", "exposed_optimizer_s",
+    "memory_allocated_gib", "memory_active_gib", "memory_reserved_gib", "allocation_retries", "out_of_memory",
+    "rss_peak_gib", "energy_j", "profiled",
 )  # fmt: skip
 """Numeric keys of a metrics.jsonl line; a key that is absent or null reads as nan."""
 
@@ -56,6 +59,9 @@ class Run:
     probe: list[ProbeRow]
     checkpoints: list[int]
     notes: list[str]
+    energy_source: str = ""
+    ranks: list[dict[str, Any]] = field(default_factory=list)
+    """Lines of ranks.jsonl: comparisons of the ranks."""
 
     def __len__(self) -> int:
         return len(self.columns["step"])
@@ -92,7 +98,8 @@ def read_run(path: str | Path) -> Run:
     notes: list[str] = []
     config, text = _read_config(path / "config.yaml")
     starts = _read_starts(path / "starts.jsonl", notes)
-    columns, memory_kind = _read_metrics(path / "metrics.jsonl", notes)
+    columns, memory_kind, energy_source = _read_metrics(path / "metrics.jsonl", notes)
+    ranks = path / "ranks.jsonl"
     return Run(
         path=path,
         name=path.resolve().name,
@@ -104,6 +111,8 @@ def read_run(path: str | Path) -> Run:
         probe=_read_probe(path / "probe.json", notes),
         checkpoints=_read_checkpoints(path / "checkpoints"),
         notes=notes,
+        energy_source=energy_source or str((starts[-1] if starts else {}).get("energy_source") or ""),
+        ranks=_json_lines(ranks, notes) if ranks.is_file() else [],
     )
 
 
@@ -159,7 +168,7 @@ def number(value: Any) -> float:
         return math.nan
 
 
-def _read_metrics(file: Path, notes: list[str]) -> tuple[dict[str, np.ndarray], str | None]:
+def _read_metrics(file: Path, notes: list[str]) -> tuple[dict[str, np.ndarray], str | None, str]:
     rows = _json_lines(file, notes)
     by_step: dict[int, dict[str, Any]] = {}
     stepless = 0
@@ -178,8 +187,10 @@ def _read_metrics(file: Path, notes: list[str]) -> tuple[dict[str, np.ndarray], 
         )
     kept = [by_step[step] for step in sorted(by_step)]
     columns = {name: np.array([number(row.get(name)) for row in kept], dtype=np.float64) for name in COLUMNS}
-    kinds = [row["memory_kind"] for row in kept if isinstance(row.get("memory_kind"), str)]
-    return columns, kinds[-1] if kinds else None
+    kinds, sources = (
+        [row[key] for row in kept if isinstance(row.get(key), str)] for key in ("memory_kind", "energy_source")
+    )
+    return columns, kinds[-1] if kinds else None, sources[-1] if sources else ""
 
 
 def _read_starts(file: Path, notes: list[str]) -> list[dict[str, Any]]:

@@ -108,17 +108,21 @@ def difference_record(d: probes.Difference) -> dict[str, Any]:
     }
 
 
-def reproduce(run: Run) -> list[str]:
-    """Shell lines that repeat the run in a new folder, its probe and this report."""
+def launch_command(run: Run) -> str:
+    """The shell line that repeats the run in a new folder."""
     world, nodes = run.fact("world_size", 1), run.fact("nodes", 1)
-    config = shlex.quote(str(run.path / "config.yaml"))
-    new = shlex.quote(str(run.path) + "-again")
     launch = "frontier pretrain"
     if isinstance(world, int) and world > 1:
         if isinstance(nodes, int) and nodes > 1:
             launch = f"srun --nodes={nodes} --ntasks-per-node={world // nodes} {launch}"
         else:
             launch = f"torchrun --standalone --nproc-per-node={world} --no-python {launch}"
+    return f"{launch} {shlex.quote(str(run.path / 'config.yaml'))} run.dir={shlex.quote(str(run.path) + '-again')}"
+
+
+def reproduce(run: Run) -> list[str]:
+    """Shell lines that repeat the run in a new folder, its probe and this report."""
+    new = shlex.quote(str(run.path) + "-again")
     git = run.fact("git")
     lines = []
     if git:
@@ -126,7 +130,7 @@ def reproduce(run: Run) -> list[str]:
         lines.append(
             f"git checkout {shlex.quote(clean)}" + ("  # and the changes not committed" if clean != git else "")
         )
-    lines.append(f"{launch} {config} run.dir={new}")
+    lines.append(launch_command(run))
     shards = run.setting("data.shards")
     if run.probe and shards:
         methods = dict.fromkeys(row.method for row in run.probe)

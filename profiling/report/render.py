@@ -122,6 +122,7 @@ def run_drawings(run: Run) -> dict[str, str]:
         "grad_norm": figures.curve(run, "grad_norm", "gradient norm", name="grad", smooth=True, **small),
         "images_per_s": figures.curve(run, "images_per_s", "images/s", name="speed", smooth=True, **small),
         "memory": figures.curve(run, "memory_gib", "memory, GiB", name="memory", smooth=False, **small),
+        "power": figures.power_trace(run, name="power", width=WIDE, height=250),
         "split": figures.step_split([*rows, ("all starts" if rows else "", step_time(run))], name="split", width=WIDE),
         "probe": figures.probe_bars(
             [(method, row) for method in top for row in probes.ordered(run.probe) if row.method == method],
@@ -168,6 +169,8 @@ def run_context(run: Run, record: Mapping[str, Any], pictures: Pictures) -> dict
         "run": run,
         "found": by_key(run),
         "listed": [f for f in quantities(run) if not f.key.startswith(DETAILED)],
+        "energy_from": ", ".join(filter(None, (run.fact("energy_source"), run.fact("energy_covers"))))
+        or "source not recorded",
         "split": step_time(run),
         "parts": PARTS,
         "probe": probes.ordered(run.probe),

@@ -197,6 +197,7 @@ def facts(run: Run) -> dict[str, Any]:
             "activation_checkpointing", run.setting("parallel.activation_checkpointing")
         ),
         "device": run.fact("device"),
+        "energy_source": run.fact("energy_source"),
         "world_size": run.fact("world_size"),
         "nodes": run.fact("nodes"),
         "mesh": " × ".join(f"{key} {value}" for key, value in mesh.items()) if isinstance(mesh, dict) else mesh,

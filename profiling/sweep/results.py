@@ -109,18 +109,8 @@ def _measured(study: Study, where: Place, point: Point, out: Path) -> Row:
 
 
 def _summary(run_dir: Path) -> Row:
-    try:
-        from frontier_profiling.measure.summary import measured_row
-    except ImportError:  # until profiling/measure is merged; then only the line above stays
-        import statistics
+    from frontier_profiling.measure.summary import measured_row
 
-        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-        kept = lines[min(5, -(-len(lines) // 5)) :]
-        row = Row("measured", "", "", "", 1, 1, 1)
-        row.step_s, row.steps_timed = statistics.median(line["step_s"] for line in kept), len(kept)
-        row.images_per_s = statistics.median(line["images_per_s"] for line in kept)
-        row.memory_gib = {"peak": max(line["memory_gib"] for line in lines)}
-        return row
     return measured_row(run_dir)
 
 

@@ -76,6 +76,7 @@ def rows(steps: int, restarts: tuple[int, ...], seed: int, skipped_at: tuple[int
                 "model_tflops": 0.1,
                 "mfu": None,
                 "power_w": None,
+                "energy_j": None,
                 "data_supply_ratio": 3.0 + 0.01 * (step % 3),
                 "skipped": sum(step >= at for at in skipped_at),
                 "time": 1.7e9 + 1000 * index + 0.6 * step,

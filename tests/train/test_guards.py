@@ -66,8 +66,12 @@ def test_ranks_are_compared_at_intervals(toy: Path, tmp_path: Path) -> None:
     done = run_frontier("pretrain", toy, "--ranks", "2", "train.steps=12", "log.ranks_every=5", "run.doctor=true")
     assert done.returncode == 0, done.stderr
     rows = read_jsonl(tmp_path / "run" / "ranks.jsonl")
-    assert [row["step"] for row in rows] == [5, 10]
+    assert [row["step"] for row in rows] == [5, 10, 12]  # and at the last step
     assert all(row["ranks"] == 2 and 0 < row["product_s"]["median"] <= row["product_s"]["max"] for row in rows)
+    for row in rows:
+        for name in ("product_s", "work_s", "memory_gib"):
+            assert row[name]["factor"] == pytest.approx(row[name]["max"] / row[name]["median"])
+            assert row[name]["max_rank"] in (0, 1) and row[name]["factor"] >= 1
     doctor = read_jsonl(tmp_path / "run" / "starts.jsonl")[0]["doctor"]
     assert 0 < doctor["product_gflops"]["min"] <= doctor["product_gflops"]["median"]
     assert all(value > 0 for value in doctor["bus_gb_per_s"].values())

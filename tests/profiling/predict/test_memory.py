@@ -4,9 +4,9 @@ import pytest
 
 from frontier.config.schema import ParallelConfig
 from frontier.models.registry import ImageShape, family
-from frontier.train.memory import MemoryCase, activations, memory_of
+from frontier.train.memory import MemoryCase, memory_of
 from frontier_profiling.predict.case import Case
-from frontier_profiling.predict.memory import activation_bytes, memory, own_memory
+from frontier_profiling.predict.memory import memory, own_memory
 from frontier_profiling.predict.system import load_system
 
 SYSTEM = load_system("frontier")
@@ -23,25 +23,39 @@ def planned(model: str, micro_batch: int = 4, size: int = 224, **parallel) -> Ca
 
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("model", ["vit_small", "vit_base", "vit_3b", "vit_5b"])
-def test_activations_are_those_of_a_forward_pass_on_meta(model, precision, checkpointing):
+@pytest.mark.parametrize("model", ["vit_small", "vit_base", "vit_5b"])
+def test_the_peak_is_that_of_a_pass_on_meta(model, precision, checkpointing):
     settings = {"strategy": "full_shard", "precision": precision, "activation_checkpointing": checkpointing}
-    counted = activations(real(model, **settings))
-    closed = activation_bytes(planned(model, **settings))
-    assert closed[0] == pytest.approx(counted[0], rel=0.01)
-    assert closed[1] == pytest.approx(counted[1], rel=0.01)
+    counted, _ = memory_of(real(model, micro_batch=32, **settings))
+    closed = own_memory(planned(model, micro_batch=32, **settings)).parts
+    assert closed["total_allocated"] == pytest.approx(counted["peak"], rel=0.02)
+    assert closed["activations"] == pytest.approx(counted["activations"], rel=0.06)
 
 
 @pytest.mark.parametrize(
     "strategy", ["ddp", "no_shard", "hybrid_4", "shard_grad_op", "full_shard", "zero_1", "zero_2", "zero_3"]
 )
-def test_the_whole_is_that_of_the_dry_run(strategy):
-    settings = {"strategy": strategy, "precision": "bf16", "activation_checkpointing": "full"}
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_strategy_as_in_the_dry_run(strategy, precision):
+    settings = {"strategy": strategy, "precision": precision, "activation_checkpointing": "full"}
     counted, _ = memory_of(real("vit_base", **settings))
     closed = own_memory(planned("vit_base", **settings)).parts
-    assert closed["total_allocated"] == pytest.approx(counted["peak"], rel=0.01)
+    assert closed["total_allocated"] == pytest.approx(counted["peak"], rel=0.02)
     for part in ("parameters", "gradients", "optimizer", "gathered", "buffers"):
-        assert closed[part] == pytest.approx(counted[part], rel=0.01), part
+        assert closed[part] == pytest.approx(counted[part], rel=0.01, abs=1e-3), part
+
+
+@pytest.mark.parametrize(("tensor", "accumulation", "prefetch"), [(2, 1, 1), (1, 4, 1), (1, 1, 3), (1, 1, 0)])
+def test_tensor_parallelism_accumulation_and_prefetch(tensor, accumulation, prefetch):
+    settings = {"strategy": "full_shard", "precision": "bf16", "tensor": tensor, "prefetch": prefetch}
+    case = MemoryCase.of_family(
+        family("mae"), {"preset": "vit_base"}, ImageShape(224, 3), ParallelConfig(**settings), 8, 8, accumulation
+    )
+    counted, _ = memory_of(case)
+    closed = own_memory(
+        planned("vit_base", micro_batch=8, accumulation=accumulation, activation_checkpointing="none", **settings)
+    )
+    assert closed.parts["total_allocated"] == pytest.approx(counted["peak"], rel=0.03)
 
 
 @pytest.mark.parametrize("engine", ["fsdp1", "fsdp2"])

@@ -70,7 +70,7 @@ def test_traffic_by_strategy():
         moved(Case("vit_3b", FRONTIER, 8, s), C) for s in ("full_shard", "shard_grad_op", "hybrid_8", "hybrid_1")
     )
     assert full.gathers == pytest.approx(2 * once.gathers)
-    assert hybrid.gathers < once.gathers and hybrid.reduces > 0.0
+    assert hybrid.gathers < full.gathers and hybrid.reduces > 0.0
     assert none.gathers == none.scatters == 0.0
     assert hybrid.between_nodes == pytest.approx(hybrid.reduces)
     assert full.between_nodes == pytest.approx(full.gathers + full.scatters)

@@ -1,0 +1,116 @@
+"""Training images made on the device instead of read from shards: how fast the rest of a run is.
+
+One fixed batch a rank, made once: the image at place p of the global batch is a function of (seed, p), the same on any number of
+ranks. The sampler's members advance as with shards, so masks and augmentation change from step to step; images do not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from frontier.config.schema import DataConfig
+from frontier.data.loader import Batch, Loader, Supply, places
+from frontier.data.random import stream_keys, uniform
+from frontier.data.sampler import Sampler
+from frontier.data.shards import ShardSet
+
+CONTENT_STREAM = 14
+COLUMN = "image"
+MEAN, STD = 127.5, 256 / 12**0.5
+"""Of uniform bytes, so that normalised images have mean 0 and deviation 1."""
+
+
+class SyntheticSet:
+    """What the plan of a run asks of a `ShardSet`, without any file: `path`, `manifest`, `image_columns`, `fingerprint`,
+    `shard_starts`, `statistics`, `describe`, `len()`.
+    """
+
+    def __init__(self, channels: int, image_size: int, samples: int) -> None:
+        """Uniform bytes [channels, image_size, image_size], `samples` of them to the sampler."""
+        self.path, self.split = Path("synthetic"), "train"
+        self.shape = channels, image_size, image_size
+        spec = {"axes": "CHW", "shape": list(self.shape), "dtype": "uint8", "nodata": None, "mask": None}
+        self.manifest: dict[str, Any] = {"images": {COLUMN: spec}, "shards": [], "columns": {}, "arrays": {}}
+        self.image_columns = [COLUMN]
+        self.shard_starts = np.array([0, samples], np.int64)
+        self.fingerprint = hashlib.sha256(f"synthetic {self.shape} {samples}".encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return int(self.shard_starts[-1])
+
+    def describe(self, column: str) -> tuple[tuple[int, ...], np.dtype]:
+        """(shape of one sample, dtype)."""
+        assert column == COLUMN
+        return self.shape, np.dtype(np.uint8)
+
+    def statistics(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """(mean [C], std [C]) float32, in stored units."""
+        return np.full(self.shape[0], MEAN, np.float32), np.full(self.shape[0], STD, np.float32)
+
+
+class SyntheticLoader:
+    """The `Loader` of a `SyntheticSet`: the same members, the same images at every step, nothing read."""
+
+    def __init__(
+        self, images: SyntheticSet, sampler: Sampler, rank: int, ranks: int, device: torch.device, seed: int
+    ) -> None:
+        sampler.check_ranks(ranks)
+        self.sampler, self.rank, self.ranks = sampler, rank, ranks
+        self.local_batch = sampler.global_batch // ranks
+        self.images = torch.empty(self.local_batch, *images.shape, dtype=torch.uint8, device=device)
+        for row, image in enumerate(self.images):  # one at a time: the draws are eight times as large as the image
+            place = torch.tensor([[0, rank * self.local_batch + row]], device=device)
+            draws = uniform(stream_keys(seed, CONTENT_STREAM, place), image.numel())
+            image.copy_((draws * 256).view(image.shape))
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """Endless; the caller stops asking."""
+        sampler, step = self.sampler, first_step
+        while True:
+            window = step // sampler.window
+            blocks = sampler.window_blocks(window, self.rank, self.ranks)
+            members = np.empty((sampler.window * self.local_batch, 2), np.int64)
+            members[places(sampler, len(blocks.starts), self.local_batch)] = blocks.members
+            while step // sampler.window == window:
+                turn = step % sampler.window
+                part = slice(turn * self.local_batch, (turn + 1) * self.local_batch)
+                yield Batch({COLUMN: self.images}, torch.from_numpy(members[part]), COLUMN)
+                step += 1
+
+    def supply(self) -> Supply:
+        """Nothing was read."""
+        return Supply(0, 0, 0.0, 1)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def open_images(data: DataConfig, check: bool) -> ShardSet | SyntheticSet:
+    """What the config's `data` section names. Raises UserError where it cannot be read."""
+    if data.synthetic is None:
+        assert data.shards is not None
+        return ShardSet(data.shards, split=data.split, check=check)
+    assert data.image_size is not None  # the config's own check
+    return SyntheticSet(data.synthetic.channels, data.image_size, data.synthetic.samples)
+
+
+def open_loader(
+    images: ShardSet | SyntheticSet,
+    columns: tuple[str, ...],
+    sampler: Sampler,
+    rank: int,
+    ranks: int,
+    workers: int,
+    device: torch.device,
+    seed: int,
+) -> Loader | SyntheticLoader:
+    """Batches of data rank `rank` of `ranks`."""
+    if isinstance(images, SyntheticSet):
+        return SyntheticLoader(images, sampler, rank, ranks, device, seed)
+    return Loader(images, columns, sampler, rank, ranks, workers)
