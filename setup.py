@@ -45,7 +45,7 @@ setup(
         "frontier_jobs": ["*.sh", "*.env", "configs/*.yaml"],
         "frontier_profiling": [
             *("report/*.j2", "report/*.css", "report/study/*.j2", "report/study/*.css", "report/study/*.js"),
-            *("predict/*.yaml", "systems/*.yaml"),
+            *("predict/*.yaml", "systems/*.yaml", "studies/*.yaml"),
         ],
     },
     install_requires=[

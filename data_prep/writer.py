@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from data_prep.card import CARDS, write_cards
-from data_prep.claim import CLAIM, claimed
 from data_prep.codec import measure
 from data_prep.names import CODECS
 from data_prep.plan import Plan, PlanOptions, make_plan
@@ -38,6 +37,7 @@ from data_prep.source import Source
 from data_prep.statistics import merge_statistics, published_statistics
 from data_prep.team import Team, leave_with_parent
 from frontier import __version__
+from frontier.claim import CLAIM, claimed
 from frontier.data.manifest import MANIFEST, SCHEMA
 from frontier.errors import TransientError, UserError
 

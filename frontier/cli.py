@@ -16,6 +16,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "predict memory, time, energy and cost of a run; rank strategies",
     ),
     "report": ("frontier_profiling.report.command:main", "one self-contained report of one or several runs"),
+    "sweep": (
+        "frontier_profiling.sweep.command:main",
+        "a scaling study: measured here, submitted to Slurm, or predicted",
+    ),
     "shards": ("data_prep.command:main", "write, verify and describe HDF5 shards"),
 }
 """verb -> (module:function taking argv and returning an exit code, one line of help)"""

@@ -64,15 +64,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`top` laid over `base`: mappings key by key, everything else as a whole."""
     merged = dict(base)
     for key, value in top.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 
-def _with_parents(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_extended(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping of a YAML file laid over its chain of `extends:`, whose paths are relative to the file."""
     path = path.resolve()
     if path in seen:
         raise UserError(f"{path}: extends itself through {' -> '.join(p.name for p in seen)}")
@@ -82,7 +84,7 @@ def _with_parents(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return values
     if not isinstance(parent, str):
         raise UserError(f"{path}: extends takes one path of a YAML file, relative to this one")
-    return _merge(_with_parents(path.parent / parent, (*seen, path)), values)
+    return merge(read_extended(path.parent / parent, (*seen, path)), values)
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
@@ -167,7 +169,7 @@ def validate(values: Mapping[str, Any]) -> Config:
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read `path`, its `extends:` chain and the dotted overrides; validate the result."""
-    values = _with_parents(Path(path))
+    values = read_extended(Path(path))
     for text in overrides:
         keys, value = parse_override(text)
         node: dict[str, Any] = {keys[-1]: value}
@@ -175,5 +177,5 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             node = {key: node}
         if keys[:-1] and not isinstance(values.get(keys[0], {}), Mapping):
             raise UserError(f"'{keys[0]}' is no section in {path}, so {text} cannot be set")
-        values = _merge(values, node)
+        values = merge(values, node)
     return validate(values)

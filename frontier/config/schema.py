@@ -186,6 +186,8 @@ class TrainConfig(Section):
 class CheckpointConfig(Section):
     every_steps: int | None = Field(None, gt=0)
     """Also saved at the end and on a signal; default: only then."""
+    at_end: bool = True
+    """false: nothing is left to go on from after the last step (a scaling study's runs)."""
     keep: int = Field(2, ge=1)
     """Newest complete checkpoints that stay."""
     keep_every: int | None = Field(None, gt=0)

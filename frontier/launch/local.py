@@ -23,7 +23,7 @@ def _first_failure(codes: Sequence[int | None]) -> tuple[int, int] | None:
     return min(failed, key=lambda item: (0 if item[1] < 0 else order.get(item[1], 2), item[0]), default=None)
 
 
-def _end_with_parent() -> Callable[[], None] | None:
+def end_with_parent() -> Callable[[], None] | None:
     """For a child between fork and exec: the kernel is to kill it when its parent is gone (Linux; None elsewhere).
 
     Ranks left behind by a killed launcher would train on, unseen, in the run folder in which the next start goes on.
@@ -88,7 +88,7 @@ def run_local(command: Sequence[str], ranks: int, grace_s: float = 10.0, settle_
     try:
         for rank in range(ranks):
             environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            child = subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent())
+            child = subprocess.Popen(command, env=environment, preexec_fn=end_with_parent())
             children.append(child)
             if asked:  # while it was being started, so it was not passed on to this one
                 child.send_signal(asked[-1])

@@ -61,7 +61,7 @@ def at_scale(plan: RunPlan, rank: int, ranks_per_node: int, started: Started) ->
     state_bytes = 12 * plan.parameters  # parameters and two moments, float32
     files = shard_files(plan, rank)
     blocks = plan.sampler.blocks_per_window // dims.data_ranks if files else 0
-    saves = plan.steps // saving.every_steps if saving.every_steps else 1
+    saves = plan.steps // saving.every_steps if saving.every_steps else int(saving.at_end)
     setup_s = time.perf_counter() - started.clock
     window = blocks * plan.sampler.block * sample_bytes(plan)
     copies = {"replicate": world // dims.replicate, "shard": world // dims.shard, "tensor": world // dims.tensor}

@@ -271,7 +271,7 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
             if saving.every_steps and step % saving.every_steps == 0 and step < plan.steps and not stopped:
                 checkpoints.save(step, stepper.engine.state(), _record(plan, ranks, step, guard))
             held = time.perf_counter() - now
-        if checkpoints.last_step != step:
+        if checkpoints.last_step != step and (saving.at_end or step < plan.steps):
             checkpoints.save(step, stepper.engine.state(), _record(plan, ranks, step, guard))
         checkpoints.wait()
     finally:
@@ -289,7 +289,10 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
                 f"asked to stop ({stop.reason or 'another rank'}) after step {step}: saved {where}, exit {EXIT_REQUEUE}"
             )
         else:
-            console.say(f"done: {step} steps, {guard.skipped} skipped, saved {where}")
+            saved = (
+                f"saved {where}" if checkpoints.last_step == step else "no checkpoint at the end (checkpoint.at_end)"
+            )
+            console.say(f"done: {step} steps, {guard.skipped} skipped, {saved}")
     return EXIT_REQUEUE if stopped and step < plan.steps else EXIT_OK
 
 

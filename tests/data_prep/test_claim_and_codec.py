@@ -15,7 +15,6 @@ import h5py
 import numpy as np
 import pytest
 
-from data_prep.claim import CLAIM, claimed
 from data_prep.codec import filters, measure
 from data_prep.command import main
 from data_prep.names import CODECS
@@ -23,6 +22,7 @@ from data_prep.plan import PlanOptions
 from data_prep.scenes import SceneSource
 from data_prep.verify import verify
 from data_prep.writer import write
+from frontier.claim import CLAIM, claimed
 from frontier.data.shards import ShardSet
 from frontier.errors import EXIT_OK, UserError
 from tests.conftest import run_frontier
@@ -46,7 +46,7 @@ def test_two_writers_on_one_target(tmp_path: Path) -> None:
 
 
 def test_a_claim_dies_with_its_holder(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from data_prep.claim import claimed\n"
+    code = "import sys, time; from pathlib import Path; from frontier.claim import claimed\n"
     code += "with claimed(Path(sys.argv[1])):\n print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert holder.stdout is not None

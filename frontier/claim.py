@@ -1,4 +1,4 @@
-"""One writer a directory: a lock that dies with its process, and a heartbeat where locks do not reach."""
+"""One worker a directory: a lock that dies with its process, and a heartbeat where locks do not reach."""
 
 from __future__ import annotations
 
@@ -19,17 +19,25 @@ _BEAT_S = 15.0
 _STALE_S = 90.0
 
 
-@contextmanager
-def claimed(directory: Path) -> Iterator[None]:
-    """Hold `directory` for this process. Raises `UserError` where another live writer has it.
+class HeldError(UserError):
+    """Another live process has the directory."""
 
-    The kernel's lock on `directory`/.writing ends with its holder, however that dies. Where a file system keeps locks to
+
+@contextmanager
+def claimed(directory: Path, name: str = CLAIM, who: str = "`frontier shards write`") -> Iterator[None]:
+    """Hold `directory` for this process; `who` says in messages what kind of process holds it.
+
+    The kernel's lock on `directory`/`name` ends with its holder, however that dies. Where a file system keeps locks to
     one host (or has none), the file names the holder's host, and its age tells whether that one is alive.
+
+    Raises:
+        HeldError: another live process has it.
+        UserError: the directory cannot be written.
     """
-    path = directory / CLAIM
-    descriptor = _open_locked(path)
+    path = directory / name
+    descriptor = _open_locked(path, who)
     try:
-        _refuse_other_host(path, descriptor)
+        _refuse_other_host(path, descriptor, who)
         content = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
         try:
             os.ftruncate(descriptor, 0)
@@ -57,7 +65,7 @@ def claimed(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _open_locked(path: Path) -> int:
+def _open_locked(path: Path, who: str) -> int:
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -68,9 +76,8 @@ def _open_locked(path: Path) -> int:
         except BlockingIOError:
             holder = _holder(descriptor)
             os.close(descriptor)
-            raise UserError(
-                f"{path.parent}: another `frontier shards write` ({holder}) is writing there: wait for it, or give "
-                "another directory"
+            raise HeldError(
+                f"{path.parent}: another {who} ({holder}) is writing there: wait for it, or give another directory"
             ) from None
         except OSError:
             return descriptor  # no locks on this file system: the heartbeat alone decides
@@ -91,14 +98,14 @@ def _holder(descriptor: int) -> str:
         return "which has just begun"
 
 
-def _refuse_other_host(path: Path, descriptor: int) -> None:
+def _refuse_other_host(path: Path, descriptor: int, who: str) -> None:
     try:
         host = json.loads(os.pread(descriptor, 4096, 0))["host"]
     except (ValueError, KeyError, TypeError):
         return
     age = time.time() - os.fstat(descriptor).st_mtime
     if host != socket.gethostname() and age < _STALE_S:
-        raise UserError(
-            f"{path.parent}: another `frontier shards write` ({_holder(descriptor)}) was writing there {age:.0f} s ago: "
+        raise HeldError(
+            f"{path.parent}: another {who} ({_holder(descriptor)}) was writing there {age:.0f} s ago: "
             f"wait for it; if it is dead, run again in {_STALE_S - age:.0f} s"
         )

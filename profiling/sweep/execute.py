@@ -1,0 +1,125 @@
+"""One attempt at a point: the run as a process of its own session, its time limit, and how it ended."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from frontier.launch.local import end_with_parent
+from frontier_profiling.sweep.grid import Point
+from frontier_profiling.sweep.outcome import Outcome, classify, kernel_kills, tail
+from frontier_profiling.sweep.state import Place
+from frontier_profiling.sweep.study import Study
+
+SETTLE_S = 10.0
+
+
+class Stopped(BaseException):
+    """This sweep was asked to end."""
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[None]:
+    """SIGTERM, SIGUSR1 and SIGHUP raise `Stopped` in the main thread, so that what runs is ended and marked."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise Stopped(signal.Signals(number).name)
+
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def command(study: Study, point: Point, where: Place, env: Mapping[str, str]) -> list[str]:
+    """What runs a point here: `srun` inside a Slurm allocation, else as many ranks on this machine."""
+    module = ["frontier_profiling.sweep.reading"] if point.data == "only" else ["frontier", "pretrain"]
+    run = [sys.executable, "-m", *module, str(where.config)]
+    if "SLURM_JOB_ID" not in env:
+        return [*run, "--ranks", str(point.ranks)]
+    per_node = -(-point.ranks // point.nodes)
+    minutes = -(-study.time_limit_s // 60) + 1  # Slurm's own guard: a step outlives its srun
+    srun = [
+        "srun",
+        f"--nodes={point.nodes}",
+        f"--ntasks={point.ranks}",
+        f"--ntasks-per-node={per_node}",
+        f"--time={minutes}",
+    ]
+    return [*srun, "--kill-on-bad-exit=1", *shlex.split(study.job.srun_args), *run]
+
+
+def environment(study: Study, point: Point) -> dict[str, str]:
+    """Of the ranks. Threads: the study's, else under Slurm what is set there, else an equal share of this machine's cores."""
+    env = dict(os.environ)
+    if study.threads is not None:
+        env["OMP_NUM_THREADS"] = str(study.threads)
+    elif "SLURM_JOB_ID" not in env:
+        env["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // point.ranks))
+    return env
+
+
+def attempt(study: Study, point: Point, where: Place, number: int) -> Outcome:
+    """Run the point once. Its output goes to log.txt. Raises `Stopped` or KeyboardInterrupt after ending all of its ranks."""
+    env = environment(study, point)
+    words = command(study, point, where, env)
+    kills, began = kernel_kills(), time.monotonic()
+    with open(where.log, "ab") as log:
+        log.write(f"--- attempt {number}, {time.strftime('%Y-%m-%d %H:%M:%S')}: {shlex.join(words)}\n".encode())
+        log.flush()
+        start = log.tell()
+        try:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=env,
+                start_new_session=True,
+                preexec_fn=end_with_parent(),
+            )
+        except OSError as error:
+            return Outcome("failed", f"{words[0]} cannot be started: {error.strerror}")
+        try:
+            code = process.wait(study.time_limit_s)
+        except subprocess.TimeoutExpired:
+            end(process, gently=words[0] == "srun")
+            return Outcome("timeout", f"not done after {study.time_limit_s} s", wall_s=time.monotonic() - began)
+        except BaseException:
+            end(process, gently=words[0] == "srun")
+            raise
+        end(process, gently=False)  # ranks that outlived their launcher
+    status, reason = classify(code, tail(where.log, start), kills, kernel_kills())
+    return Outcome(status, reason, code, time.monotonic() - began)
+
+
+def end(process: subprocess.Popen[bytes], gently: bool) -> None:
+    """End the process and its whole session. gently: SIGTERM first, which srun hands to the ranks of other nodes."""
+    try:
+        if gently:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(SETTLE_S)
+            except subprocess.TimeoutExpired:
+                pass
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def seen_command(study: Study, point: Point, where: Place) -> str:
+    """The line that reproduces a measured row."""
+    if point.data == "only":
+        return f"python -m frontier_profiling.sweep.reading {where.config} --ranks {point.ranks}"
+    threads = f"OMP_NUM_THREADS={study.threads} " if study.threads else ""
+    return f"{threads}frontier pretrain {where.config} run.dir=NEW --ranks {point.ranks}"

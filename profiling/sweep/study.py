@@ -1,0 +1,272 @@
+"""A study: one question, one grid of points, as a YAML file with typed keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from frontier.config.load import known_keys, merge, nearest_key, parse_override, read_extended
+from frontier.config.schema import STRATEGY_HELP, CoreConfig, ParallelConfig, Section
+from frontier.errors import UserError
+
+SHIPPED = Path(__file__).resolve().parent.parent / "studies"
+Mode = Literal["measured", "submitted", "predicted"]
+MODES = ("measured", "submitted", "predicted")
+
+RUN_SECTIONS = tuple(CoreConfig.model_fields)
+"""Sections of a run's config: `--set data.shards=…` goes there."""
+
+
+class Grid(Section):
+    """Axes. An axis left out has one value: that of `config`, else the default of `frontier pretrain`."""
+
+    model: list[str] | None = None
+    strategy: list[str] | None = None
+    nodes: list[int] | None = None
+    ranks: list[int] | None = None
+    """Instead of nodes: ranks on one machine."""
+    micro_batch: list[int] | None = None
+    """Images of a rank in one forward pass."""
+    global_batch: list[int] | None = None
+    """Strong scaling: images of a step, whatever the number of ranks."""
+    tensor: list[int] | None = None
+    prefetch: list[int] | None = None
+    activation_checkpointing: list[Literal["none", "selective", "full"]] | None = None
+    precision: list[Literal["fp32", "bf16"]] | None = None
+    data: list[Literal["synthetic", "shards", "only"]] | None = None
+    """synthetic: made on the device; shards: read; only: read, no training."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {key: value if isinstance(value, list) or value is None else [value] for key, value in values.items()}
+
+    @field_validator("*")
+    @classmethod
+    def _filled(cls, value: list[Any] | None) -> list[Any] | None:
+        if value is not None and not value:
+            raise ValueError("an axis needs at least one value: give one, or leave the axis out")
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError("a value stands twice")
+        return value
+
+    @field_validator("nodes", "ranks", "micro_batch", "global_batch", "tensor")
+    @classmethod
+    def _positive(cls, value: list[int] | None) -> list[int] | None:
+        if value is not None and min(value) < 1:
+            raise ValueError("the values are positive numbers")
+        return value
+
+    @field_validator("strategy")
+    @classmethod
+    def _strategies(cls, value: list[str] | None) -> list[str] | None:
+        for word in value or []:
+            try:
+                ParallelConfig._strategy(word)
+            except ValueError:
+                raise ValueError(f"'{word}' is no strategy: choose {STRATEGY_HELP}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Grid:
+        if (self.nodes is None) == (self.ranks is None):
+            raise ValueError("give one of grid.nodes and grid.ranks (ranks on one machine)")
+        return self
+
+
+class Job(Section):
+    """How a point becomes a batch job: all that differs between sites."""
+
+    sbatch_args: str = ""
+    """Such as "-A abc123 -p batch -C nvme"."""
+    srun_args: str = ""
+    """Such as "-c7 --gpus-per-task=1 --gpu-bind=closest"; --nodes and --ntasks-per-node are given."""
+    setup: str = ""
+    """Shell lines that run first: modules, variables, the virtual environment."""
+    time_limit_s: int = Field(7200, gt=0)
+    """The longest job: more points than fit are cut into several jobs."""
+
+
+class Study(Section):
+    """A resolved study; `extends` and `base` are laid into it when it is read."""
+
+    name: str
+    title: str
+    question: str
+    mode: Mode = "predicted"
+    system: str = "local"
+    """A name under profiling/systems, or the path of a YAML file (`frontier doctor --write-system FILE` writes one)."""
+    scaling: Literal["weak", "strong"] = "weak"
+    """weak: every rank has micro_batch images; strong: the step has global_batch images."""
+    grid: Grid
+    exclude: list[dict[str, Any]] = Field(default_factory=list)
+    """A point that matches every key of a rule is left out. Values: one, a list, a pattern (hybrid_*) or a comparison (">64")."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Sections of a run's config, as of `frontier pretrain`; dotted keys are possible. The grid's values lie over them."""
+    steps: int = Field(20, gt=0)
+    """Timed steps of a measured point; those that the measurement drops as warm-up come on top."""
+    time_limit_s: int = Field(900, gt=0)
+    """Of a measured point; beyond it the point's status is timeout."""
+    ranks_per_node: int | None = Field(None, gt=0)
+    """Default: the devices of the system's node."""
+    threads: int | None = Field(None, gt=0)
+    """OMP_NUM_THREADS of a rank; default: an equal share of this machine's cores, under Slurm what is set there."""
+    samples: int | None = Field(None, gt=0)
+    """Images of a whole training run, for which node-hours are told."""
+    workload: Literal["vit", "mae"] = "mae"
+    """What is predicted: vit, the encoder on all tokens, as in the published scaling study; measured is always mae."""
+    engine: Literal["fsdp1", "fsdp2"] = "fsdp2"
+    """What is predicted; measured is always fsdp2."""
+    job: Job = Job()
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", value):
+            raise ValueError("a name is letters, digits, _ . and -: it names the study's folder")
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> Study:
+        if self.scaling == "strong" and self.grid.global_batch is None and not self._given("train.global_batch"):
+            raise ValueError("scaling strong needs grid.global_batch")
+        if self.scaling == "weak" and self.grid.global_batch is not None:
+            raise ValueError("scaling weak gives every rank grid.micro_batch images: leave grid.global_batch out")
+        axes = list(Grid.model_fields)
+        for rule in self.exclude:
+            for key in rule:
+                if key not in axes:
+                    near = nearest_key(key, axes)
+                    raise ValueError(f"exclude: '{key}' is no axis" + (f": did you mean '{near}'?" if near else ""))
+        return self
+
+    def _given(self, dotted: str) -> Any:
+        return lookup(self.config, dotted)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain YAML types; axes that are not given are left out."""
+        out = self.model_dump(mode="json")
+        out["grid"] = {key: value for key, value in out["grid"].items() if value is not None}
+        return out
+
+
+def lookup(node: Mapping[str, Any], dotted: str) -> Any:
+    """The value of a dotted key in nested mappings, or None."""
+    value: Any = node
+    for part in dotted.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys -> nested mappings: {"train.steps": 5} -> {"train": {"steps": 5}}."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        node: Any = nested(value) if isinstance(value, Mapping) else value
+        for part in reversed(str(key).split(".")):
+            node = {part: node}
+        out = merge(out, node)
+    return out
+
+
+def shipped() -> list[Path]:
+    """The studies that come with the package."""
+    return sorted(SHIPPED.glob("*.yaml"))
+
+
+def find(name: str) -> Path:
+    """Path of a study: a file, the folder of a study that was run, or the name of a shipped one."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if (path / "study.yaml").is_file():
+        return path / "study.yaml"
+    names = {p.stem: p for p in shipped()}
+    if name in names:
+        return names[name]
+    if path.suffix in (".yaml", ".yml") or "/" in name:
+        raise UserError(f"no study {name}: give the path of a YAML file, or a name of `frontier sweep --list`")
+    near = nearest_key(name, list(names))
+    raise UserError(
+        f"no study '{name}': "
+        + (f"did you mean '{near}'?" if near else "`frontier sweep --list` names the shipped ones, others are paths")
+    )
+
+
+def read_study(path: Path, overrides: Sequence[str] = (), mode: str | None = None) -> Study:
+    """Read a study, its `extends:` chain and the overrides (`steps=10`, `grid.nodes=[1,2]`, `data.shards=…`).
+
+    Raises:
+        UserError: naming the key and the nearest known one.
+    """
+    values = read_extended(path)
+    base = values.pop("base", None)
+    if isinstance(base, str):
+        values["config"] = merge(read_extended(_base_path(path, base)), _section(values, "config"))
+    elif base is not None:
+        raise UserError(f"{path}: base is the path of a run's config; its sections can stand under config")
+    else:
+        values["config"] = _section(values, "config")
+    for text in overrides:
+        keys, value = parse_override(text)
+        if keys[0] in RUN_SECTIONS:
+            keys = ["config", *keys]
+        if len(keys) == 2 and keys[0] == "config" and not isinstance(value, Mapping):
+            raise UserError(f"'{text}': {keys[1]} is a section, set one of its keys, or an axis by grid.KEY=VALUE")
+        node: Any = value
+        for key in reversed(keys):
+            node = {key: node}
+        if len(keys) > 1 and not isinstance(values.get(keys[0], {}), Mapping):
+            raise UserError(f"'{keys[0]}' is no section of {path}, so {text} cannot be set")
+        values = merge(values, node)
+    if mode is not None:
+        values["mode"] = mode
+    shards = lookup(values["config"], "data.shards")
+    if isinstance(shards, str):
+        values["config"]["data"] = {**values["config"]["data"], "shards": str(Path(shards).absolute())}
+    system = values.get("system")
+    if isinstance(system, str) and (path.parent / system).is_file():
+        values["system"] = str((path.parent / system).absolute())
+    try:
+        return Study.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error)}") from None
+
+
+def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    section = values.get(name) or {}
+    if not isinstance(section, Mapping):
+        raise UserError(f"{name} must hold sections such as data and train")
+    return nested(section)
+
+
+def _base_path(study: Path, base: str) -> Path:
+    """Beside the study, or from here."""
+    beside = study.resolve().parent / base
+    return beside if beside.is_file() else Path(base)
+
+
+def _explain(error: ValidationError) -> str:
+    """The first finding as one line."""
+    found = error.errors()[0]
+    key = ".".join(str(part) for part in found["loc"])
+    known: list[str] = [*_keys(Study), *(f"{section}" for section in ("base", "extends"))]
+    if found["type"] == "extra_forbidden":
+        near = nearest_key(key, known)
+        return f"unknown key '{key}': " + (f"did you mean '{near}'?" if near else "remove it")
+    if found["type"] == "missing":
+        return f"key '{key}' is missing: add it"
+    text = found["msg"].removeprefix("Value error, ")
+    value = found.get("input")
+    shown = f" (given {value!r})" if isinstance(value, str | int | float | bool | type(None)) else ""
+    return f"{key}: {text}{shown}" if key else text
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return known_keys(model)

@@ -1,0 +1,123 @@
+"""Submitted studies against stand-ins for sbatch, squeue and sacct: scripts, job ids, and what becomes of jobs that are gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from frontier_profiling.sweep.grid import points
+from frontier_profiling.sweep.slurm import batches
+from frontier_profiling.sweep.study import read_study
+from tests.conftest import ROOT
+from tests.profiling.sweep.fakes import DRIVER, environment, status, statuses, study, sweep
+
+FAKES = {
+    "sbatch": 'echo "$@" >> "$SLURM_FAKE/sbatch.txt"; n=$(wc -l < "$SLURM_FAKE/sbatch.txt"); touch "$SLURM_FAKE/job$n"; echo "$n;cluster"',
+    "squeue": 'for f in "$SLURM_FAKE"/job*; do [ -e "$f" ] && echo "${f##*/job} RUNNING"; done; true',
+    "sacct": 'cat "$SLURM_FAKE/sacct.txt" 2>/dev/null',
+}
+DDP, FULL, HYBRID = (f"vit_debug-{word}-r2" for word in ("ddp", "full_shard", "hybrid_1"))
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder in which the stand-ins keep their state: a file a job."""
+    tools, state = tmp_path / "bin", tmp_path / "slurm"
+    tools.mkdir()
+    state.mkdir()
+    for name, body in FAKES.items():
+        (tools / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tools / name).chmod((tools / name).stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_FAKE", str(state))
+    return state
+
+
+def submit(path: Path, out: Path, *more: str, state: Path, **behaviour: str):
+    return sweep(path, "--out", out, "--mode", "submitted", *more, behaviour=behaviour, SLURM_FAKE=str(state))
+
+
+def run_script(script: Path, job: str, state: Path, **behaviour: str) -> None:
+    """What Slurm would do: the script's last command, with fake runs instead of srun."""
+    text = script.read_text()
+    assert f"exec {sys.executable} -m frontier sweep" in text
+    driver = script.parent / "driver.py"
+    driver.write_text(DRIVER)
+    text = text.replace(f"{sys.executable} -m frontier sweep", f"{sys.executable} {driver}")
+    done = subprocess.run(
+        ["bash", "-c", text],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(behaviour, SLURM_JOB_ID=job, SLURM_FAKE=str(state)),
+    )
+    assert done.returncode in (0, 75), done.stdout + done.stderr
+
+
+def test_one_job_walks_the_points_and_a_later_call_gathers(tmp_path: Path, slurm: Path) -> None:
+    out, path = tmp_path / "out", study(tmp_path / "s.yaml")
+    setup = tmp_path / "setup.sh"
+    setup.write_text("export FROM_SETUP=1\n")
+    done = submit(path, out, "--sbatch-args", "-A abc -p batch", "--job-setup", str(setup), state=slurm)
+    assert done.returncode == 0, done.stderr
+    script = out / "jobs" / "n1.sh"
+    assert (slurm / "sbatch.txt").read_text() == f"--parsable -A abc -p batch {script}\n"
+    text = script.read_text()
+    assert "#SBATCH --nodes=1\n" in text and "#SBATCH --time=00:09:00\n" in text and "export FROM_SETUP=1" in text
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    assert {status(out, p)["slurm_job_id"] for p in (DDP, FULL, HYBRID)} == {"1"}
+    assert set(statuses(out).values()) == {"pending"}
+
+    assert submit(path, out, state=slurm).returncode == 0  # the job is still there: nothing is submitted twice
+    assert len((slurm / "sbatch.txt").read_text().splitlines()) == 1
+
+    run_script(script, "1", slurm, ddp="oom")
+    (slurm / "job1").unlink()
+    assert sweep(out, "--collect", SLURM_FAKE=str(slurm)).returncode == 0  # study.yaml still says submitted
+    assert statuses(out) == {"ddp": "oom", "full_shard": "done", "hybrid_1": "done"}
+    assert len((slurm / "sbatch.txt").read_text().splitlines()) == 1
+
+
+def test_points_of_lost_jobs_are_submitted_again(tmp_path: Path, slurm: Path) -> None:
+    out, path = tmp_path / "out", study(tmp_path / "s.yaml")
+    assert submit(path, out, "--jobs-per-study", "many", state=slurm).returncode == 0
+    assert [status(out, p)["slurm_job_id"] for p in (DDP, FULL, HYBRID)] == ["1", "2", "3"]
+    for point, job in ((DDP, "1"), (FULL, "2")):  # both were killed with their sweep
+        place = out / "points" / point / "status.json"
+        place.write_text(json.dumps({**json.loads(place.read_text()), "status": "running", "slurm_job_id": job}))
+        (slurm / f"job{job}").unlink()
+    (slurm / "sacct.txt").write_text("1|OUT_OF_MEMORY|\n2|NODE_FAIL|\n")
+    assert submit(path, out, "--collect", state=slurm).returncode == 0
+    assert statuses(out) == {"ddp": "oom", "full_shard": "pending", "hybrid_1": "pending"}
+    assert "NODE_FAIL" in status(out, FULL)["reason"] and status(out, HYBRID)["slurm_job_id"] == "3"
+    assert submit(path, out, "--jobs-per-study", "many", state=slurm).returncode == 0
+    assert len((slurm / "sbatch.txt").read_text().splitlines()) == 4  # only the one that was lost
+    assert status(out, DDP)["status"] == "oom" and status(out, FULL)["slurm_job_id"] == "4"
+
+
+def test_jobs_are_cut_where_the_longest_job_ends(tmp_path: Path) -> None:
+    grid = {
+        "model": "vit_debug",
+        "strategy": ["ddp", "full_shard", "hybrid_1"],
+        "nodes": [1, 4],
+        "micro_batch": 8,
+        "data": "shards",
+    }
+    loaded = read_study(study(tmp_path / "s.yaml", grid=grid, time_limit_s=880, job={"time_limit_s": 2000}))
+    found = batches(loaded, points(loaded, 2), "one")
+    assert [(b.name, b.nodes, len(b.points), b.seconds) for b in found] == [
+        ("n1-part1", 1, 2, 2000), ("n1-part2", 1, 1, 1000), ("n4-part1", 4, 2, 2000), ("n4-part2", 4, 1, 1000)
+    ]  # fmt: skip
+    assert len(batches(loaded, points(loaded, 2), "many")) == 6
+
+
+def test_without_slurm_it_says_so(tmp_path: Path) -> None:
+    bare = {"PATH": "/nowhere"}
+    done = sweep(study(tmp_path / "s.yaml"), "--out", tmp_path / "out", "--mode", "submitted", **bare)
+    assert done.returncode == 2 and "no sbatch here" in done.stderr
