@@ -8,19 +8,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from frontier.arguments import Parser
 from frontier.doctor.checks import Check
 from frontier.errors import EXIT_OK, EXIT_TRANSIENT, UserError
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; `frontier doctor --help` lists the options")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="frontier doctor",
         description="Check this node, or all nodes of a job: devices, memory, products, collectives, file systems, environment variables, versions, "
         "clocks. Every line is OK, WARNING or ERROR with the number behind it and the mend.",

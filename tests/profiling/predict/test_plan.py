@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from frontier.errors import UserError
+from frontier_profiling.predict.command import main
 from tests.conftest import ROOT, run_frontier
 
 KEYS = {
@@ -104,3 +106,40 @@ def test_no_torch_is_loaded():
 
     code = "import sys; from frontier.cli import main; main(['plan', '--model', 'vit_15b', '--nodes', '64']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+MISTAKES = [
+    ("--nodes ²", "positive"),
+    ("--global-batch 0", "--global-batch 0"),
+    ("--tensor 0", "positive"),
+    ("--tensor 3", "heads"),
+    ("--tensor 16", "does not divide 8 ranks"),
+    ("--as-published --workload mae", "workload vit alone"),
+    ("--as-published --offload", "offload False alone"),
+    ("--as-published --activation-checkpointing none", "checkpointing full alone"),
+    ("--mask-ratio 0.5", "--workload mae"),
+    ("--strategy full_shard,ddp --prefetch 2", "no effect under strategy ddp"),
+    ("--ranks 3 --nodes 4", "25 to 32"),
+    ("--mod vit_base", "unrecognized"),
+    ("--prefetch x", "invalid int"),
+]
+
+
+@pytest.mark.parametrize(("flags", "said"), MISTAKES)
+def test_more_mistakes_are_user_errors(flags, said):
+    with pytest.raises(UserError) as error:
+        main(flags.split())
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_published_engine_is_never_planned_without_checkpointing(capsys):
+    """Its memory is known with checkpointing alone: the free search must not offer anything else."""
+    assert main(["--as-published", "--nodes", "2", "--model", "vit_1b", "--json"]) == 0
+    (said,) = json.loads(capsys.readouterr().out)["auto"]
+    assert {row["activation_checkpointing"] for row in said["free"]} == {"full"}
+
+
+def test_prefetch_is_not_claimed_where_nothing_is_gathered(capsys):
+    assert main(["--prefetch", "3", "--nodes", "2", "--model", "vit_1b", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["strategy"] for row in rows if row["prefetch"] == 1} == {"hybrid_1", "shard_grad_op"}
