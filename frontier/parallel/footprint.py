@@ -167,9 +167,8 @@ def walk(
             ledger.note(phase.peak)
     else:
         _fsdp(ledger, phases, units, root, dims, width, prefetch, accumulation, bool(on_host))
-    if on_host and "gradients" in on_host:
-        ledger.most.pop("gradients")
-    memory = dict(ledger.most)
+    order = ("parameters", "gradients", "optimizer", "gathered", "buffers", "activations")
+    memory = {name: ledger.most[name] for name in order if name in ledger.most and name not in on_host}
     memory["total"] = sum(memory.values())
     memory["peak"] = ledger.peak
     return memory, on_host
