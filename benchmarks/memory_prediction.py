@@ -22,7 +22,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
-TRACKED = [
+TRACKED: list[dict[str, Any]] = [
     *({"model": "vit_small", "world_size": 8, "strategy": s, "precision": "fp32", "activation_checkpointing": c}
       for s, c in (("full_shard", "none"), ("full_shard", "selective"), ("full_shard", "full"), ("shard_grad_op", "none"),
                    ("no_shard", "full"))),
@@ -45,7 +45,7 @@ TRACKED = [
 ]  # fmt: skip
 """Cases of `tracker`: 32 images of 224 pixels a rank, a quarter of the patches seen, bf16 where not said otherwise."""
 
-MEASURED = [
+MEASURED: list[dict[str, Any]] = [
     {"ranks": 1},
     {"ranks": 2},
     {"ranks": 4},
@@ -145,42 +145,52 @@ def memory_case(
     )
 
 
-def worker(args: argparse.Namespace) -> float | None:
-    """GiB at the peak of a step, on the rank that has most.
+def step_peak(case: Any) -> float:
+    """Measured GiB at the peak of a step on this rank.
 
     The lesser of the second and the third step's: gloo's threads hold the buffer of a collective until they get processor time, so on a
     busy machine one more of them is alive at some moments.
     """
     import torch
-    import torch.distributed as dist
 
     from frontier.config.schema import TrainConfig
-    from frontier.launch.process_group import process_group
-    from frontier.launch.ranks import discover
     from frontier.parallel.engine import TorchEngine
 
-    ranks, device = discover(), torch.device("cpu")
-    with process_group(ranks, device, 300):
-        case = memory_case(SMALL, ranks.world_size, IMAGES, "cpu", json.loads(args.worker))
-        times = case.accumulation
-        train = TrainConfig(steps=1, global_batch=IMAGES * times * case.dims.data_ranks)
-        images = torch.randn(IMAGES, 3, 224, 224)
-        members = torch.tensor([[0, i] for i in range(IMAGES)])
-        with live_bytes_mode() as live:
-            engine = TorchEngine(case.model, case.parallel, train, case.dims, device, 0)
-            found = []
-            for _ in range(3):
-                live.reset()
-                for number in range(times):
-                    inputs = case.inputs(engine.module, images, members, 0)
-                    loss = engine.forward(inputs, last=number + 1 == times)["loss"]
-                    engine.backward(loss, times)
-                    loss = loss.detach()
-                engine.update(loss.reshape(1), 1e-4, float("inf"), float("inf"))
-                found.append(live.peak)
-        peaks: list[Any] = [None] * ranks.world_size
-        dist.all_gather_object(peaks, (min(found[1:]) - images.nbytes) / 2**30)
-    return max(peaks) if ranks.is_main else None
+    times = case.accumulation
+    train = TrainConfig(steps=1, global_batch=IMAGES * times * case.dims.data_ranks)
+    images = torch.randn(IMAGES, 3, 224, 224)
+    members = torch.tensor([[0, i] for i in range(IMAGES)])
+    peaks = []
+    with live_bytes_mode() as live:
+        engine = TorchEngine(case.model, case.parallel, train, case.dims, torch.device("cpu"), 0)
+        for _ in range(3):
+            live.reset()
+            for number in range(times):
+                inputs = case.inputs(engine.module, images, members, 0)
+                loss = engine.forward(inputs, last=number + 1 == times)["loss"]
+                engine.backward(loss, times)
+                loss = loss.detach()
+            engine.update(loss.reshape(1), 1e-4, float("inf"), float("inf"))
+            peaks.append(live.peak)
+    return (min(peaks[1:]) - images.nbytes) / 2**30
+
+
+def worker(args: argparse.Namespace) -> None:
+    """`step_peak` of several cases on the same ranks, a line of --result each: that of the rank that has most."""
+    import torch
+    import torch.distributed as dist
+
+    from frontier.launch.process_group import process_group
+    from frontier.launch.ranks import discover
+
+    ranks = discover()
+    with process_group(ranks, torch.device("cpu"), 600):
+        for options in json.loads(args.worker):
+            found: list[Any] = [None] * ranks.world_size
+            dist.all_gather_object(found, step_peak(memory_case(SMALL, ranks.world_size, IMAGES, "cpu", options)))
+            if ranks.is_main:
+                with Path(args.result).open("a") as file:
+                    file.write(f"{max(found)}\n")
 
 
 def words(case: dict[str, Any], names: tuple[str, ...], defaults: dict[str, Any]) -> str:
@@ -254,20 +264,24 @@ def measured(save: Callable[[list[str]], None]) -> None:
     launcher = (
         "import sys; from frontier.launch.local import run_local; sys.exit(run_local(sys.argv[2:], int(sys.argv[1])))"
     )
-    for row in MEASURED:
-        options = {name: value for name, value in row.items() if name != "ranks"}
-        with tempfile.NamedTemporaryFile(suffix=".json") as file:
-            command = [sys.executable, "-c", launcher, str(row["ranks"]), sys.executable, __file__, "measured"]
-            command += ["--worker", json.dumps(options), "--result", file.name]
+    for count in sorted({row["ranks"] for row in MEASURED}):
+        rows = [row for row in MEASURED if row["ranks"] == count]
+        cases = [{name: value for name, value in row.items() if name != "ranks"} for row in rows]
+        with tempfile.NamedTemporaryFile(suffix=".txt") as file:
+            command = [sys.executable, "-c", launcher, str(count), sys.executable, __file__, "measured"]
+            command += ["--worker", json.dumps(cases), "--result", file.name]
             subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
-            found = json.loads(Path(file.name).read_text())
-        closed, on_host = memory_of(memory_case(SMALL, int(row["ranks"]), IMAGES, "cpu", options))
-        peak = closed.pop("peak") + sum(on_host.values())  # on a CPU the host is the device
-        closed.pop("total")
-        parts = ", ".join(f"{name} {value:.2f}" for name, value in closed.items())
-        ratios.append(peak / found)
-        lines.append(f"| {words(row, names, defaults)} | {found:.3f} | {peak:.3f} | **{ratios[-1]:.3f}** | {parts} |")
-        save([*lines, "", verdict(ratios)])
+            peaks = [float(line) for line in Path(file.name).read_text().splitlines()]
+        for row, options, found in zip(rows, cases, peaks, strict=True):
+            closed, on_host = memory_of(memory_case(SMALL, count, IMAGES, "cpu", options))
+            peak = closed.pop("peak") + sum(on_host.values())  # on a CPU the host is the device
+            closed.pop("total")
+            parts = ", ".join(f"{name} {value:.2f}" for name, value in closed.items())
+            ratios.append(peak / found)
+            lines.append(
+                f"| {words(row, names, defaults)} | {found:.3f} | {peak:.3f} | **{ratios[-1]:.3f}** | {parts} |"
+            )
+            save([*lines, "", verdict(ratios)])
 
 
 def main() -> int:
@@ -280,9 +294,7 @@ def main() -> int:
     parser.add_argument("--result", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        found = worker(args)
-        if found is not None:
-            Path(args.result).write_text(json.dumps(found))
+        worker(args)
         return 0
     import torch
 

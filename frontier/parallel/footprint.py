@@ -145,7 +145,8 @@ def walk(
     width = 2 if precision == "bf16" else _FP32
     ledger = _Ledger()
     everything = [shape for shapes in (*units, root) for shape in shapes]
-    share = padded(everything, dims.shard) / dims.shard * _FP32
+    cut = count(everything) if dims.strategy in ZERO else padded(everything, dims.shard)
+    share = cut / dims.shard * _FP32
     states = {"parameters": share, "optimizer": 2 * share}
     on_host = {**states, "gradients": share} if offload and dims.strategy not in ZERO else {}
     if not on_host:
