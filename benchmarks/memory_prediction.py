@@ -81,7 +81,7 @@ IMAGES = 8
 WHY_LOW = [
     "",
     "Measured is always a little more, about 3.4 MiB: PyTorch's `mse_loss` leaves its one number in the storage of all squared errors, which stays as long as "
-    "the loss does. The pass on meta does not show it: 4 bytes a pixel of a masked patch.",
+    "the loss does. The pass on meta does not show it: 4 bytes a value of a masked patch. (Unsharded bf16: 6.8 MiB, half of them not explained.)",
 ]
 
 
