@@ -100,7 +100,7 @@ class Row:
     node_hours: float | None = None
     """For `samples` images."""
     limit: str = ""
-    """What bounds the step: compute, launch, communication, data, memory; empty where unknown."""
+    """What bounds the step: compute, launch, optimizer, communication, data, memory; empty where unknown."""
     notes: list[str] = field(default_factory=list)
     command: str = ""
     """Reproduces the row."""

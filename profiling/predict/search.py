@@ -88,9 +88,12 @@ def why(rows: Sequence[Row]) -> str:
     fitting = [row for row in rows if row.fits]
     if not fitting:
         least = min(rows, key=lambda r: r.memory_gib["peak"])
+        ways = ["a smaller micro-batch"] if least.micro_batch > 1 else []
+        ways += ["full checkpointing"] if least.activation_checkpointing != "full" else []
+        other = f", or {' or '.join(ways)}" if ways else ""
         return (
             f"nothing fits: the smallest is {name_of(least)} with {least.memory_gib['peak']:.1f} GiB of {least.memory_limit_gib:g} a device; "
-            f"{least.model} needs {least.minimum_devices or 'more than all'} devices, a smaller micro-batch or full checkpointing"
+            f"{least.model} needs {least.minimum_devices or 'more than all'} devices{other}"
         )
     first, *others = fitting
     assert first.images_per_s and first.step_s

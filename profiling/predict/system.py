@@ -125,7 +125,13 @@ class System(_Part):
                 raise ValueError(f"efficiency.{name}: give a number, or {{value: number, from: …}}")
             least, most = (1.0 if name == "spread" else 0.0), (1.0 if name in SHARES else math.inf)
             if not least <= value <= most or (value == 0 and name not in ZEROS):
-                bound = f"{least:g} to {most:g}" if name in SHARES else "1 or more" if name == "spread" else "a positive number"
+                bound = (
+                    f"{least:g} to {most:g}"
+                    if name in SHARES
+                    else "1 or more"
+                    if name == "spread"
+                    else "a positive number"
+                )
                 raise ValueError(f"efficiency.{name} {value:g}: give {bound}")
         return self
 
@@ -133,6 +139,11 @@ class System(_Part):
         return hash(
             (self.name, self.device.name, self.node.devices)
         )  # cases are keys of caches; equality compares everything
+
+    @property
+    def measured(self) -> bool:
+        """Whether any of its constants was."""
+        return any(isinstance(node, dict) and node.get("from") == "measured" for node in self.efficiency.values())
 
     def constant(self, name: str) -> float | None:
         """A constant of this machine's own, or None."""

@@ -143,3 +143,59 @@ def test_prefetch_is_not_claimed_where_nothing_is_gathered(capsys):
     assert main(["--prefetch", "3", "--nodes", "2", "--model", "vit_1b", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert {row["strategy"] for row in rows if row["prefetch"] == 1} == {"hybrid_1", "shard_grad_op"}
+
+
+def test_offload_costs_time_and_its_host_must_hold_it(tmp_path):
+    import yaml
+
+    from frontier_profiling.predict.case import Case
+    from frontier_profiling.predict.predict import predict
+    from frontier_profiling.predict.system import FOLDER, load_system
+
+    case = Case("vit_3b", load_system("frontier"), 1, "full_shard")
+    plain, away = predict(case), predict(case.but(offload=True))
+    assert away.memory_gib["peak"] < plain.memory_gib["peak"] and away.step_s > plain.step_s
+    assert sum(away.step_parts_s[p] for p in ("compute", "launch", "optimizer", "exposed", "data")) == pytest.approx(
+        away.step_s
+    )
+    assert any("assumed, not fitted" in note for note in away.notes)
+    small = yaml.safe_load((FOLDER / "frontier.yaml").read_text())
+    small["node"]["memory_gib"] = 10
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    row = predict(case.but(offload=True, system=load_system(str(tmp_path / "small.yaml"))))
+    assert row.status == "oom" and "on a node's host, it has 10" in row.error and "a device" not in row.error
+
+
+def test_a_peak_close_to_the_limit_is_said():
+    from frontier_profiling.predict.case import Case
+    from frontier_profiling.predict.predict import predict
+    from frontier_profiling.predict.system import load_system
+
+    case = Case("vit_15b", load_system("frontier"), 128, "hybrid_256", activation_checkpointing="none")
+    close, roomy = predict(case), predict(case.but(activation_checkpointing="full"))
+    assert close.fits and close.memory_gib["peak"] > 0.95 * 63.98
+    assert any(note.startswith("close") for note in close.notes)
+    assert not any(note.startswith("close") for note in roomy.notes)
+
+
+def test_a_node_in_part_still_draws_its_hosts_power():
+    from frontier_profiling.predict.case import Case
+    from frontier_profiling.predict.predict import predict
+    from frontier_profiling.predict.system import load_system
+
+    system = load_system("frontier")
+    one = predict(Case("vit_base", system, 1, "no_shard", ranks=1)).power_w
+    assert one > system.node.host_w + system.node.devices * system.node.device_idle_w
+
+
+def test_settings_that_differ_are_all_named(capsys):
+    assert (
+        main(["--model", "vit_base,vit_3b", "--global-batch", "2048", "--nodes", "1,8", "--strategy", "hybrid_1"]) == 0
+    )
+    head = capsys.readouterr().out.splitlines()[0]
+    assert "197, 257" in head and "32 x 8, 32 x 1" in head
+
+
+def test_a_system_where_nothing_was_measured_says_so(capsys):
+    assert main(["--system", "h200", "--strategy", "hybrid_1,full_shard"]) == 0
+    assert "nothing was measured on h200" in capsys.readouterr().out
