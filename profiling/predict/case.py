@@ -67,6 +67,7 @@ class Case:
             raise UserError("the published study ran FSDP1 without tensor parallelism or ZeRO: leave out the engine")
         if self.engine == "fsdp1":
             plain = {"workload": "vit", "offload": False, "activation_checkpointing": "full"}
+            plain |= {"precision": "fp32"} if self.strategy == "ddp" else {}
             other = next((name for name, value in plain.items() if getattr(self, name) != value), None)
             if other:
                 raise UserError(
