@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,8 +76,13 @@ def _check_target(path: Path) -> None:
         raise UserError(f"--write-system {path} is a folder: name a file, such as {path / 'local.yaml'}")
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"--write-system {path}: name a .yaml file, as `frontier plan --system` takes it")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"--write-system {path}: {path.parent} is no folder that you may write to")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--write-system {path}: {path.parent} is no folder that can be written to ({error.strerror})"
+        ) from None
 
 
 def _devices_here() -> int:
