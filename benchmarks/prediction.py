@@ -57,6 +57,17 @@ POINTS = (
     Point(2, "vit_base", "full_shard", 8),
 )
 
+ON_A_GPU = (
+    Point(1, "vit_base", "no_shard", 64, "bf16"),
+    Point(1, "vit_base", "no_shard", 256, "bf16"),
+    Point(1, "vit_huge", "no_shard", 64, "bf16"),
+    Point(1, "vit_1b", "no_shard", 32, "bf16"),
+    Point(1, "vit_1b", "no_shard", 128, "bf16"),
+    Point(1, "vit_1b", "no_shard", 128, "bf16", "full"),
+    Point(1, "vit_1b", "no_shard", 128, "bf16", "selective"),
+    Point(1, "vit_3b", "no_shard", 32, "bf16", "full"),
+)
+
 
 def environment(ranks: int) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // ranks))}
@@ -119,21 +130,30 @@ def parts(row: Row) -> str:
     return ", ".join(f"{name} {1e3 * row.step_parts_s[name]:.0f}" for name in named if row.step_parts_s.get(name))
 
 
+def gib(row: Row) -> str:
+    """Only an accelerator's allocator counts tensors; on a CPU benchmarks/memory_prediction.py does."""
+    found = row.memory_gib.get("total_allocated")
+    return "not measured" if found is None else f"{found:.2f}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--only", type=int, nargs="*", help="numbers of points")
     parser.add_argument("--out", type=Path, help="folder for prediction.md")
     args = parser.parse_args()
+    import torch
+
+    points = ON_A_GPU if torch.cuda.is_available() else POINTS
     load, rows, ratios = os.getloadavg()[0], [], []
     lines = [
-        "| ranks | model | strategy | precision | checkpointing | micro-batch | measured, ms (p10 - p90) | predicted, ms | predicted / measured | measured parts, ms | predicted parts, ms |",
-        "|" + "---|" * 11,
+        "| ranks | model | strategy | precision | checkpointing | micro-batch | measured, ms (p10 - p90) | predicted, ms | predicted / measured | measured parts, ms | predicted parts, ms | GiB of tensors, measured | predicted |",
+        "|" + "---|" * 13,
     ]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        systems = {ranks: describe(ranks, folder) for ranks in sorted({p.ranks for p in POINTS})}
-        for number, point in enumerate(POINTS):
+        systems = {ranks: describe(ranks, folder) for ranks in sorted({p.ranks for p in points})}
+        for number, point in enumerate(points):
             if args.only and number not in args.only:
                 continue
             measured = train(point, args.steps, folder / f"run_{number}")
@@ -146,12 +166,11 @@ def main() -> int:
             lines.append(
                 f"| {point.ranks} | {point.model}, {point.image_size} px | {point.strategy} | {point.precision} | {point.checkpointing} "
                 f"| {point.micro_batch}{times} | {1e3 * measured.step_s:.0f} ({1e3 * measured.step_s_low:.0f} - {1e3 * measured.step_s_high:.0f}) "
-                f"| {1e3 * predicted.step_s:.0f} | **{ratio:.2f}** | {parts(measured)} | {parts(predicted)} |"
+                f"| {1e3 * predicted.step_s:.0f} | **{ratio:.2f}** | {parts(measured)} | {parts(predicted)} "
+                f"| {gib(measured)} | {gib(predicted)} |"
             )
             print(lines[-1], flush=True)
     off = sorted(abs(ratio - 1) for ratio in ratios)
-    import torch
-
     head = (
         f"`python benchmarks/prediction.py`, {time.strftime('%Y-%m-%d')}, {len(os.sched_getaffinity(0))} cores, load at the start {load:.1f}, "
         f"PyTorch {torch.__version__}. Both columns are of this machine: `frontier doctor --write-system` measured what the prediction is made from."
