@@ -21,7 +21,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--system", default="frontier", help="a shipped system, or a YAML file (default frontier)")
     out.add_argument("--nodes", default="1", help="one number, or several: 1,8,64")
     out.add_argument("--ranks", type=int, metavar="N", help="devices, where not all of one node's are used")
-    out.add_argument("--strategy", default="auto", help="one word, several, or auto: all that divide, ranked (default)")
+    out.add_argument(
+        "--strategy", default="auto", help="one word, several, or auto: all FSDP ones that divide, ranked (default)"
+    )
     out.add_argument("--tensor", type=int, help="ranks that compute each block together (default 1; auto searches)")
     out.add_argument("--micro-batch", type=int, default=32, help="images of a device in a forward pass (default 32)")
     out.add_argument(
@@ -198,7 +200,7 @@ def from_config(path: str, given: set[str]) -> dict[str, Any]:
     get_shape(maths.preset)
     if own:
         raise UserError(
-            f"{path}: model.{own[0]} differs from the preset {maths.preset}: the predictor knows presets only"
+            f"{path}: model.{own[0]} differs from the preset {maths.preset}: the predictor knows presets only; `frontier pretrain {path} --dry-run` tells this run's memory"
         )
     settings = {
         "model": maths.preset, "workload": "mae", "mask_ratio": maths.mask_ratio, "image_size": config.data.image_size or 224,

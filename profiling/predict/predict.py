@@ -132,9 +132,10 @@ def _published(row: Row, case: Case) -> list[str]:
     if not same:
         return []
     notes = []
+    whose = "published" if case.engine == "fsdp1" else "published for FSDP1, which --as-published plans"
     rate = published_rate(case.model, case.strategy, case.nodes)
     if rate and row.images_per_s:
-        notes.append(f"published: {rate:,.0f} images/s (this is {100 * (row.images_per_s / rate - 1):+.1f} %)")
+        notes.append(f"{whose}: {rate:,.0f} images/s (this is {100 * (row.images_per_s / rate - 1):+.1f} %)")
     if case.engine == "fsdp1":
         for name, gib in published_peaks(case.model, case.strategy, case.devices, case.dims.shard).items():
             own = row.memory_gib["total_allocated" if name == "max_allocated" else "peak"]
