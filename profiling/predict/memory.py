@@ -114,6 +114,7 @@ def own_memory(case: Case) -> Memory:
         phases(case), units, work.root_shapes, dims, case.precision, case.prefetch, case.accumulation, case.offload,
         constants=4.0 * work.buffer_values,
     )  # fmt: skip
+    found = dict.fromkeys(host, 0.0) | found  # what lies on the host takes nothing of the device
     kind = case.system.device.type
     found["allocator"] = found["peak"] * ALLOCATOR.get(kind, 0.0) + CONTEXT_GIB.get(kind, 0.0) * GIB
     found["total_allocated"] = found["peak"]

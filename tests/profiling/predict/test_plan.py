@@ -199,3 +199,10 @@ def test_settings_that_differ_are_all_named(capsys):
 def test_a_system_where_nothing_was_measured_says_so(capsys):
     assert main(["--system", "h200", "--strategy", "hybrid_1,full_shard"]) == 0
     assert "nothing was measured on h200" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("strategy", ["full_shard", "hybrid_1", "zero_1", "zero_2", "zero_3"])
+def test_json_has_every_part_of_memory_under_offload(capsys, strategy):
+    assert main(["--offload", "--strategy", strategy, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert set(row["memory_gib"]) >= MEMORY and row["memory_gib"]["optimizer"] == 0.0
