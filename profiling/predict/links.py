@@ -8,7 +8,7 @@ Ring all-reduce:                                        twice that
 Tree all-reduce:                                        2 log2(d) hop + slowdown x the ring's bytes; the quicker of both is taken
 
 The hop of a ring of gathers between nodes grows with the ring, hop (1 + (d / d0)^2): the published collapse of FULL_SHARD, whose time
-a block at 1,024 ranks hardly depends on the block's size.
+a block at 1,024 ranks hardly depends on the block's size. Beyond that largest published ring the hop stays: nothing is known of it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from dataclasses import dataclass
 
 from frontier_profiling.predict.constants import Constants
 from frontier_profiling.predict.system import System
+
+
+LARGEST_RING = 1024
+"""Ranks of the largest ring of gathers that was published."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def gather(axis: Axis, whole_bytes: float, c: Constants, collective: str = "all_
     known = axis.measured(collective)
     if known:
         return (d - 1) * known[0] + whole_bytes * (d - 1) / d / known[1]
-    hop = axis.hop(c) * (1.0 if axis.inside else 1 + (d / c.ring_congestion) ** 2)
+    hop = axis.hop(c) * (1.0 if axis.inside else 1 + (min(d, LARGEST_RING) / c.ring_congestion) ** 2)
     return (d - 1) * hop + whole_bytes * (d - 1) / d / axis.bandwidth(c)
 
 
