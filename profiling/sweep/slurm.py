@@ -21,7 +21,7 @@ from frontier.claim import HeldError, claimed
 from frontier.errors import TransientError, UserError
 from frontier_profiling.sweep.grid import Point
 from frontier_profiling.sweep.outcome import OUT_OF_MEMORY, tail
-from frontier_profiling.sweep.state import FINAL, LOST_RUNNERS, Place, lost_too_often, place, write_text
+from frontier_profiling.sweep.state import FINAL, LOST_RUNNERS, Place, forget_runner, lost_too_often, place, write_text
 from frontier_profiling.sweep.study import Study
 
 START_S = 120
@@ -162,6 +162,8 @@ def collect(study: Study, out: Path, found: Sequence[Point]) -> None:
                 lost_too_often(where)
         if not job or str(job) in alive or known["status"] in FINAL:
             continue
+        if str(job) in ends:
+            forget_runner(where, known)
         try:
             with where.held():
                 if where.status() == known:
