@@ -162,7 +162,7 @@ def collect(study: Study, out: Path, found: Sequence[Point]) -> None:
                 lost_too_often(where)
         if not job or str(job) in alive or known["status"] in FINAL:
             continue
-        if str(job) in ends:
+        if ends.get(str(job)) in OVER:
             forget_runner(where, known)
         try:
             with where.held():

@@ -76,7 +76,9 @@ def why_not() -> str:
         return "a Slurm of one's own needs root: slurmd starts jobs as their users"
     missing = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
     if missing:
-        return f"no {', '.join(missing)} here: run tools/system_packages.sh (Debian: slurmctld slurmd slurm-client munge)"
+        return (
+            f"no {', '.join(missing)} here: run tools/system_packages.sh (Debian: slurmctld slurmd slurm-client munge)"
+        )
     done = subprocess.run(["unshare", "--mount", "--uts", "true"], capture_output=True, text=True)
     if done.returncode:
         return f"no namespaces here, so nodes cannot have names of their own: {done.stderr.strip()}"
