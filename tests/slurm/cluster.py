@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -147,8 +147,12 @@ class Cluster:
         """Cancel all jobs, end every daemon and whatever they left; by process id, never by name."""
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             self.run("scancel", "--full", "--signal=KILL", "--user=root", timeout=10)
-        for name in sorted(self.daemons, key=lambda name: name == "munged"):  # the others need it to say goodbye
-            _end(self.daemons[name])
+        self._kill_tasks()  # a daemon waits for its steps
+        _end([process for name, process in self.daemons.items() if name != "munged"])  # which they need to say goodbye
+        _end([self.daemons["munged"]] if "munged" in self.daemons else [])
+        self._kill_tasks()
+
+    def _kill_tasks(self) -> None:
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -236,11 +240,13 @@ def _spawn(cluster: Cluster, name: str, *words: str) -> None:
         )
 
 
-def _end(process: subprocess.Popen[bytes], patience_s: float = 10) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
+def _end(processes: Sequence[subprocess.Popen[bytes]], patience_s: float = 10) -> None:
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + patience_s
+    for process in processes:
         try:
-            process.wait(patience_s)
+            process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -56,7 +56,7 @@ def await_tasks(out: Path, point: str, ranks: int = 4) -> list[dict[str, Any]]:
 
 
 def test_one_job_walks_the_points_by_srun(tmp_path: Path, cluster: Cluster) -> None:
-    out, path = tmp_path / "out", toy(tmp_path, time_limit_s=20)
+    out, path = tmp_path / "out", toy(tmp_path, time_limit_s=15)
     submit(cluster, path, out, ddp="done", full_shard="lost", hybrid_1="sleep")
     assert len({job(out, point) for point in (DDP, FULL, HYBRID)}) == 1
     assert set(statuses(out).values()) == {"pending"}
@@ -127,7 +127,7 @@ def test_the_time_limit_of_slurm(tmp_path: Path, cluster: Cluster) -> None:
     submit(cluster, path, out, "--sbatch-args", "--time=1", ddp="done", full_shard="sleep", hybrid_1="done")
     before = job(out, DDP)
     assert cluster.wait(before, seconds=150) == "TIMEOUT"
-    submit(cluster, path, out, full_shard="sleep")
+    submit(cluster, path, out, "--sbatch-args", "--time=1", full_shard="sleep")
     assert statuses(out) == {"ddp": "done", "full_shard": "pending", "hybrid_1": "pending"}
     after = job(out, FULL)
     assert after != before and job(out, HYBRID) == after
