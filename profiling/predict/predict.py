@@ -30,7 +30,7 @@ def predict(case: Case, constants: Constants | None = None) -> Row:
     row = Row(
         source="predicted", model=case.model, system=case.system.name, strategy=case.strategy, nodes=case.nodes,
         devices=case.devices, micro_batch=case.micro_batch, workload=case.workload, engine=case.engine,
-        image_size=case.image_size, tokens=work.tokens, parameters=work.parameters, global_batch=case.global_batch,
+        image_size=case.image_size, channels=case.channels, mask_ratio=case.mask_ratio, tokens=work.tokens, parameters=work.parameters, global_batch=case.global_batch,
         accumulation=case.accumulation, precision=case.precision, activation_checkpointing=case.activation_checkpointing,
         tensor=case.tensor, prefetch=case.prefetch, offload=case.offload, data=case.data, mesh=dims.as_dict(),
         memory_gib=held.parts, memory_limit_gib=limit, fits=held.peak <= limit, minimum_devices=minimum_devices(case),

@@ -74,7 +74,9 @@ def moved(case: Case, c: Constants) -> Moved:
         if case.strategy == "zero_1":
             reduces = sum(n * all_reduce(shard, size * case.reduce_bytes, c) for n, size in units)
         else:
-            scatters = reduction_turns * sum(n * gather(shard, size * case.reduce_bytes, c) for n, size in units)
+            scatters = reduction_turns * sum(
+                n * gather(shard, size * case.reduce_bytes, c, "reduce_scatter") for n, size in units
+            )
     reduces += sum(n * all_reduce(replicate, size * case.reduce_bytes / dims.shard, c) for n, size in units)
     between = (0.0 if shard.inside else gathers + scatters) + (0.0 if replicate.inside else reduces)
     return Moved(gathers, backward, scatters, reduces, tensor_traffic(case, c), between)
