@@ -240,7 +240,7 @@ def _spawn(cluster: Cluster, name: str, *words: str) -> None:
         )
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]], patience_s: float = 10) -> None:
+def _end(processes: Sequence[subprocess.Popen[bytes]], patience_s: float = 3) -> None:
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + patience_s

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT, curve, read_jsonl
-from tests.profiling.sweep.fakes import status, statuses, study, sweep
+from tests.profiling.sweep.fakes import environment, status, statuses, study, sweep
 from tests.slurm.cluster import Cluster, until
 
 STAND_IN = f"{sys.executable} -m tests.slurm.task"
@@ -56,7 +56,7 @@ def await_tasks(out: Path, point: str, ranks: int = 4) -> list[dict[str, Any]]:
 
 
 def test_one_job_walks_the_points_by_srun(tmp_path: Path, cluster: Cluster) -> None:
-    out, path = tmp_path / "out", toy(tmp_path, time_limit_s=15)
+    out, path = tmp_path / "out", toy(tmp_path, time_limit_s=10)
     submit(cluster, path, out, ddp="done", full_shard="lost", hybrid_1="sleep")
     assert len({job(out, point) for point in (DDP, FULL, HYBRID)}) == 1
     assert set(statuses(out).values()) == {"pending"}
@@ -99,6 +99,20 @@ def test_points_of_ended_jobs_are_taken_up_by_the_next_call(tmp_path: Path, clus
     assert [status(out, point)["attempts"] for point in (ddp, full, hybrid)] == [2, 2, 1]
     submit(cluster, path, out, *many)  # nothing is left to submit
     assert [job(out, point) for point in (ddp, full, hybrid)] == second
+
+
+def test_inside_an_allocation(tmp_path: Path, cluster: Cluster) -> None:
+    """`salloc … frontier sweep --mode measured`: points that take more nodes than there are wait for another one."""
+    out, grid = tmp_path / "out", {**GRID, "strategy": "ddp", "nodes": [1, 2, 4]}
+    path = toy(tmp_path, grid=grid, mode="measured")
+    words = ["--nodes=2", "--exclusive", "--ntasks-per-node=2", sys.executable, "-m", "frontier", "sweep", path]
+    done = cluster.run(
+        "salloc", *words, "--out", out, "--no-report", "--srun-args", STAND_IN, PYTHONPATH=environment()["PYTHONPATH"]
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "takes 4 nodes, this allocation has 2; passed over" in done.stdout
+    found = {row["nodes"]: row["status"] for row in json.loads((out / "rows.json").read_text())["rows"]}
+    assert found == {1: "done", 2: "done", 4: "pending"}, logs(out)
 
 
 def test_ranks_are_discovered_under_srun(tmp_path: Path, cluster: Cluster) -> None:
