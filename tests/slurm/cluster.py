@@ -268,7 +268,8 @@ def until(condition: Callable[[], bool], seconds: float, what: Callable[[], str]
 if __name__ == "__main__":
     if reason := why_not():
         sys.exit(reason)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job would ignore Ctrl-C's
+        signal.signal(number, lambda *_: sys.exit(0))
     with running() as here:
         print(f"export SLURM_CONF={here.env['SLURM_CONF']} PATH=$PATH:/usr/sbin   # Ctrl-C ends it", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.pause()
+        signal.pause()
