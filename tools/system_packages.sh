@@ -1,13 +1,26 @@
 #!/usr/bin/env bash
 # What the tests need beyond Python: installed on a Debian machine where we are root, named elsewhere.
 set -euo pipefail
-need=()
-command -v g++ >/dev/null || need+=(g++)          # torch.compile builds its CPU kernels with it
-[ ${#need[@]} -eq 0 ] && exit 0
-if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-  echo "installing Debian packages: ${need[*]}"
-  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
-else
-  echo "missing: ${need[*]}: install them (Debian: apt-get install ${need[*]}) and run again" >&2
-  exit 2
+
+can_install() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
+install() {
+  echo "installing Debian packages: $*"
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# torch.compile builds its CPU kernels with it: without it tests fail.
+if ! command -v g++ >/dev/null; then
+  can_install || { echo "missing: g++: install it (Debian: apt-get install g++) and run again" >&2; exit 2; }
+  install g++
 fi
+
+# tests/slurm runs jobs on a real Slurm of its own (15 MB installed): without it those tests are skipped and say so.
+slurm=(slurmctld slurmd slurm-client munge)
+for program in slurmctld slurmd srun munged; do
+  if ! PATH="$PATH:/usr/sbin" command -v $program >/dev/null; then
+    if ! can_install || ! install "${slurm[@]}"; then
+      echo "no Slurm: tests/slurm will be skipped (Debian, as root: apt-get install ${slurm[*]})" >&2
+    fi
+    break
+  fi
+done

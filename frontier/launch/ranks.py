@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,10 +20,12 @@ class Ranks:
     local_rank: int
     local_world_size: int
     source: str
+    node_count: int | None = None
+    """Where the launcher tells it; nodes may have unequal numbers of ranks."""
 
     @property
     def nodes(self) -> int:
-        return max(1, self.world_size // max(1, self.local_world_size))
+        return self.node_count or max(1, self.world_size // max(1, self.local_world_size))
 
     @property
     def is_main(self) -> bool:
@@ -42,10 +45,15 @@ _LAUNCHERS: tuple[tuple[str, tuple[str, str, str, str]], ...] = (
 )
 
 
+def tasks_of_nodes(text: str) -> list[int]:
+    """Tasks of every node of a step, from Slurm's short form: `8(x2),4` -> [8, 8, 4]."""
+    found = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
+    return [int(part[1]) for part in found if part for _ in range(int(part[2] or 1))]
+
+
 def _number(env: Mapping[str, str], name: str) -> int:
-    text = env[name].split("(")[0].split(",")[0]  # "8(x2)": tasks per node in Slurm's short form
     try:
-        return int(text)
+        return int(env[name])
     except ValueError:
         raise UserError(
             f"environment variable {name}={env[name]!r} is not a number: unset it or set it right"
@@ -63,13 +71,18 @@ def discover(env: Mapping[str, str] | None = None) -> Ranks:
         if rank not in env or world not in env:
             continue
         r, w = _number(env, rank), _number(env, world)
-        local_size = _number(env, local_world) if local_world in env else w
+        per_node = tasks_of_nodes(env.get(local_world, "")) if source == "slurm" else []
+        if per_node:
+            node = _number(env, "SLURM_NODEID") if "SLURM_NODEID" in env else 0
+            local_size = per_node[node] if node < len(per_node) else per_node[0]
+        else:
+            local_size = _number(env, local_world) if local_world in env else w
         local = _number(env, local_rank) if local_rank in env else r % local_size
         if not (0 <= r < w and 0 <= local < local_size):
             raise UserError(
                 f"{rank}={r}, {world}={w}, {local_rank}={local} contradict each other: start the ranks anew"
             )
-        return Ranks(r, w, local, local_size, source)
+        return Ranks(r, w, local, local_size, source, len(per_node) or None)
     return Ranks(0, 1, 0, 1, "alone")
 
 

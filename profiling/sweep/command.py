@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; returns the exit code. Raises UserError."""
-    options = parser().parse_args(list(argv))
+    options = parser().parse_args(joined(argv))
     if options.list:
         print(listing(options.json))
         return EXIT_OK
@@ -115,6 +115,15 @@ def main(argv: Sequence[str]) -> int:
         print(plan(study, chosen, out, options))
         return EXIT_OK
     return run(study, out, found, chosen, retry, options)
+
+
+def joined(argv: Sequence[str]) -> list[str]:
+    """`--srun-args -c7` as one word with =: argparse takes a value that begins with - and has no space for an option."""
+    words, out = iter(argv), []
+    for word in words:
+        value = next(words, None) if word in ("--sbatch-args", "--srun-args") else None
+        out.append(word if value is None else f"{word}={value}")
+    return out
 
 
 def job_settings(options: argparse.Namespace) -> list[str]:

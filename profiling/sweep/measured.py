@@ -46,18 +46,24 @@ def lay_out(study: Study, out: Path, found: Sequence[Point], retry: Collection[s
 
 
 def measure(study: Study, out: Path, found: Sequence[Point], say: Callable[[str], None]) -> None:
-    """Run every point that has no result yet. Points that another `frontier sweep` runs at this moment are passed over.
+    """Run every point that has no result yet. Passed over: points that another `frontier sweep` runs at this moment,
+    and those that take more nodes than the present Slurm allocation has.
 
     Raises:
         UserError: another sweep measures on this machine into the same folder: both would disturb each other's times.
         Stopped, KeyboardInterrupt: after ending the ranks of the present point, which is pending again.
     """
     allocation = os.environ.get("SLURM_JOB_ID") or socket.gethostname()
+    nodes = os.environ.get("SLURM_JOB_NUM_NODES", "") if "SLURM_JOB_ID" in os.environ else ""
     with ExitStack() as held:
         held.enter_context(claimed(out, f".measuring-{allocation}", "`frontier sweep`"))
         held.enter_context(stop_on_signal())
         for index, point in enumerate(found, 1):
             label = f"[{index}/{len(found)}] {point.id}"
+            waits = place(out, point).status()["status"] not in FINAL
+            if waits and nodes.isdigit() and point.nodes > int(nodes):
+                say(f"{label}: takes {point.nodes} nodes, this allocation has {nodes}; passed over")
+                continue
             try:
                 _one(study, out, point, partial(_told, say, label))
             except HeldError:

@@ -13,6 +13,10 @@ OUT_OF_MEMORY = re.compile(
     r"|Cannot allocate memory|std::bad_alloc|hipErrorOutOfMemory|CUDA_ERROR_OUT_OF_MEMORY|CUBLAS_STATUS_ALLOC_FAILED"
     r"|oom[-_ ]kill(?:ed)? event|Out Of Memory|OUT_OF_MEMORY"
 )
+SRUN_SIGNAL = re.compile(r"srun: error: \S+: tasks? [\d,-]+: (?!Terminated|Exited)[A-Z]")
+LOST = re.compile(
+    r"lost contact with another rank|found no other ranks|[Cc]onnection (?:closed|reset)|DistNetworkError"
+)
 KILLED = re.compile(r"signal SIGKILL|Killed\b|signal 9")
 TAIL = 256 * 1024
 
@@ -78,12 +82,17 @@ def classify(code: int, text: str, before: dict[str, int], after: dict[str, int]
 
 
 def _last_words(text: str) -> str:
+    """The line that says most of why: a cause before its effects on the other ranks, which may come first."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     own = [line for line in lines if line.startswith(("frontier pretrain:", "frontier sweep"))]
     raised = [line for line in lines if re.match(r"(\[rank\d+\]: ?)?[\w.]*(Error|Exception)\b.*:", line)]
-    for chosen in (own, raised, lines):
-        if chosen:
-            return _tidy(chosen[0] if chosen is own else chosen[-1])
+    causes = [line for line in own if not LOST.search(line)]
+    errors = [line for line in raised if not LOST.search(line)]
+    signals = [
+        line for line in lines if SRUN_SIGNAL.search(line)
+    ]  # the first: later ones are what srun ended because of it
+    for line in (*causes[:1], *errors[-1:], *signals[:1], *own[:1], *raised[-1:], *lines[-1:]):
+        return _tidy(line)
     return ""
 
 

@@ -21,16 +21,23 @@ from frontier.claim import HeldError, claimed
 from frontier.errors import TransientError, UserError
 from frontier_profiling.sweep.grid import Point
 from frontier_profiling.sweep.outcome import OUT_OF_MEMORY, tail
-from frontier_profiling.sweep.state import FINAL, LOST_RUNNERS, Place, lost_too_often, place, write_text
+from frontier_profiling.sweep.state import FINAL, LOST_RUNNERS, Place, forget_runner, lost_too_often, place, write_text
 from frontier_profiling.sweep.study import Study
 
 START_S = 120
 """Added to a job's time for every point: starting ranks and reading what they left."""
 
+OVER = (
+    "COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "CANCELLED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "PREEMPTED",
+)  # fmt: skip
+"""States of a job that will not run again; a requeued one waits under the same id."""
+
 SCRIPT = Template(
     """#!/bin/bash
 #SBATCH --job-name=$name
 #SBATCH --nodes=$nodes
+#SBATCH --ntasks-per-node=$per_node
+#SBATCH --exclusive
 #SBATCH --time=$time
 #SBATCH --output=$log
 #SBATCH --open-mode=append
@@ -51,11 +58,17 @@ class Batch:
     seconds: int
     points: tuple[Point, ...]
 
+    @property
+    def ranks_per_node(self) -> int:
+        """Of the point that has most: without it Slurm allots one core a node, and refuses the steps of more ranks."""
+        return max(-(-point.ranks // point.nodes) for point in self.points)
+
     def script(self, study: Study, out: Path) -> str:
         out = out.absolute()
         return SCRIPT.substitute(
             name=f"{study.name}-{self.name}"[:120],
             nodes=self.nodes,
+            per_node=self.ranks_per_node,
             time=hms(self.seconds),
             log=shlex.quote(str(out / "jobs" / f"{self.name}-%j.log")),
             here=shlex.quote(os.getcwd()),
@@ -105,9 +118,8 @@ def submit(study: Study, out: Path, found: Sequence[Point], jobs: str, say: Call
                 for point in batch.points:
                     where = place(out, point)
                     if where.status()["status"] == "pending":  # the job may have begun already
-                        where.set(
-                            "pending", f"in job {job}", slurm_job_id=job, submitted=time.time(), job_log=batch.name
-                        )
+                        facts = {"slurm_job_id": job, "submitted": time.time(), "job_log": batch.name, "started": None}
+                        where.set("pending", f"in job {job}", **facts)
                 say(f"job {job}: {batch.nodes} nodes, {hms(batch.seconds)}, {len(batch.points)} points, {script}")
             return len(todo)
     except HeldError as error:
@@ -130,18 +142,19 @@ def _sbatch(study: Study, script: Path) -> str:
 
 
 def collect(study: Study, out: Path, found: Sequence[Point]) -> None:
-    """Look what became of the points whose job is gone: out of memory, lost (pending again), or failed after several losses.
+    """Look what became of the points whose job is gone: out of memory, timeout, lost (pending again), or failed after several losses.
 
     Without squeue nothing is known of jobs, and the status files stay as they are.
     """
-    open_points = [(point, place(out, point)) for point in found]
-    open_points = [(point, where) for point, where in open_points if where.status()["status"] not in FINAL]
-    ids = {str(job) for _, where in open_points if (job := where.status().get("slurm_job_id"))}
-    alive = living(ids)
-    if alive is None:
+    places = [place(out, point) for point in found]
+    open_places = [where for where in places if where.status()["status"] not in FINAL]
+    ids = {str(job) for where in open_places if (job := where.status().get("slurm_job_id"))}
+    known_jobs = states(ids)
+    if known_jobs is None:
         return
-    ends = ended(ids - alive)
-    for _, where in open_points:
+    alive = {job for job, state in known_jobs.items() if state not in OVER}
+    ends = {job: state for job, state in known_jobs.items() if state in OVER} | ended(ids - set(known_jobs))
+    for where in open_places:
         known = where.status()
         job = known.get("slurm_job_id")
         if not job and known["status"] == "running":
@@ -149,72 +162,68 @@ def collect(study: Study, out: Path, found: Sequence[Point]) -> None:
                 lost_too_often(where)
         if not job or str(job) in alive or known["status"] in FINAL:
             continue
+        if ends.get(str(job)) in OVER:
+            forget_runner(where, known)
         try:
             with where.held():
                 if where.status() == known:
-                    _gone(where, known, str(job), ends.get(str(job), ""), out)
+                    _gone(where, known, str(job), ends.get(str(job), ""), out, _first_of(str(job), places))
         except HeldError:
             continue  # a job on another host still has it
 
 
-def _gone(where: Place, known: dict, job: str, state: str, out: Path) -> None:
-    began = known["status"] == "running"
-    lost = int(known.get("lost_runners", 0)) + 1
+def _first_of(job: str, places: Sequence[Place]) -> bool:
+    """Whether the job brought no point to its end: then the one that it ran had all of the job's time."""
+    ends = (where.status() for where in places)
+    return not any(known["status"] in FINAL and str(known.get("slurm_job_id")) == job for known in ends)
+
+
+def _gone(where: Place, known: dict, job: str, state: str, out: Path, first: bool) -> None:
+    # Slurm's SIGTERM lets the job's sweep mark its point as pending before it ends; `submit` clears "started".
+    began = known["status"] == "running" or known.get("started") is not None
+    blameless = not began and state in ("CANCELLED", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "TIMEOUT", "COMPLETED")
+    lost = int(known.get("lost_runners", 0)) + (not blameless)
     how = f"job {job} ended ({state})" if state else f"job {job} is gone"
     log = where.log if began else next(iter(sorted((out / "jobs").glob(f"*-{job}.log"))), where.log)
     killed = next((line for line in tail(log, 0).splitlines() if OUT_OF_MEMORY.search(line)), "")
+    over = {"ended": known.get("ended") or time.time(), "slurm_job_id": None}
     if began and (state == "OUT_OF_MEMORY" or killed):
-        where.set(
-            "oom", f"{how}: {' '.join(killed.split())[:250]}" if killed else how, ended=time.time(), slurm_job_id=None
-        )
+        where.set("oom", f"{how}: {' '.join(killed.split())[:250]}" if killed else how, **over)
+    elif began and state == "TIMEOUT" and first:
+        where.set("timeout", f"job {job} reached its time limit in Slurm while it ran this point, its first", **over)
     elif lost >= LOST_RUNNERS:
-        where.set(
-            "failed", f"{how}, as {lost - 1} before it: see {log}", ended=time.time(), slurm_job_id=None, lost_runners=0
-        )
+        where.set("failed", f"{how}, as {lost - 1} before it: see {log}", lost_runners=0, **over)
     else:
         where.set("pending", f"{how} without a result", slurm_job_id=None, lost_runners=lost)
 
 
-def living(ids: set[str]) -> set[str] | None:
-    """Those of the jobs that wait or run; None where there is no squeue, or it does not answer."""
+def states(ids: set[str]) -> dict[str, str] | None:
+    """job -> its state, of those that Slurm's controller still knows: the living and those that ended minutes ago.
+
+    None where there is no squeue, or it does not answer.
+    """
     if not ids:
-        return set()
+        return {}
     done = _run(["squeue", "--noheader", "--format=%i %T", "--states=all", "--jobs=" + ",".join(sorted(ids))])
     if done is None:
         return None
     if done.returncode:
-        if "Invalid job id" in done.stderr:  # of a single job that is long gone
-            return set() if len(ids) == 1 else set().union(*(living({job}) or set() for job in ids))
-        return None
-    over = (
-        "COMPLETED",
-        "FAILED",
-        "TIMEOUT",
-        "OUT_OF_MEMORY",
-        "CANCELLED",
-        "NODE_FAIL",
-        "BOOT_FAIL",
-        "DEADLINE",
-        "PREEMPTED",
-    )
-    lines = [line.split() for line in done.stdout.splitlines() if len(line.split()) == 2]
-    return {job for job, state in lines if state not in over}
+        if "Invalid job id" not in done.stderr:
+            return None
+        if len(ids) == 1:
+            return {}  # long gone
+        each = [states({job}) for job in sorted(ids)]
+        return None if None in each else {job: state for one in each if one for job, state in one.items()}
+    lines = [line.split() for line in done.stdout.splitlines()]
+    return {line[0]: line[1] for line in lines if len(line) == 2}
 
 
 def ended(ids: set[str]) -> dict[str, str]:
     """job -> its last state by sacct, where there is one."""
     if not ids:
         return {}
-    done = _run(
-        [
-            "sacct",
-            "--noheader",
-            "--allocations",
-            "--parsable2",
-            "--format=JobID,State",
-            "--jobs=" + ",".join(sorted(ids)),
-        ]
-    )
+    words = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State"]
+    done = _run([*words, "--jobs=" + ",".join(sorted(ids))])
     if done is None or done.returncode:
         return {}
     lines = [line.split("|") for line in done.stdout.splitlines() if "|" in line]

@@ -65,6 +65,15 @@ class Place:
             yield
 
 
+def forget_runner(where: Place, known: Mapping[str, Any]) -> None:
+    """Remove the lock of a runner that Slurm says is gone: the age of another host's lock would keep everybody away for a
+    minute and a half. Only where the lock is that runner's own, as its status names it.
+    """
+    holder = read_json(where.folder / ".running")
+    if holder == {"host": known.get("host"), "pid": known.get("pid")}:
+        (where.folder / ".running").unlink(missing_ok=True)
+
+
 def place(out: Path, point: Point) -> Place:
     return Place(out / "points" / point.id)
 

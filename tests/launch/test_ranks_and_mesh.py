@@ -47,6 +47,22 @@ def test_discover(env: dict[str, str], expected: tuple) -> None:
     assert (r.rank, r.world_size, r.local_rank, r.local_world_size, r.source) == expected
 
 
+@pytest.mark.parametrize(
+    ("layout", "nodes", "places"),
+    [
+        ("2,1", 2, [(0, 0, 2), (0, 1, 2), (1, 0, 1)]),  # srun -N2 -n3
+        ("1,2", 2, [(0, 0, 1), (1, 0, 2), (1, 1, 2)]),  # srun -m arbitrary
+        ("2(x2),1", 3, [(0, 0, 2), (0, 1, 2), (1, 0, 2), (1, 1, 2), (2, 0, 1)]),
+    ],
+)
+def test_nodes_with_unequal_numbers_of_ranks(layout: str, nodes: int, places: list) -> None:
+    for rank, (node, local, size) in enumerate(places):
+        own = {"SLURM_PROCID": str(rank), "SLURM_STEP_NUM_TASKS": str(len(places)), "SLURM_NODEID": str(node)}
+        found = discover({**SLURM, **own, "SLURM_LOCALID": str(local), "SLURM_STEP_TASKS_PER_NODE": layout})
+        assert (found.rank, found.local_rank, found.local_world_size, found.nodes) == (rank, local, size, nodes)
+        assert rendezvous(found, SLURM)[0] == "frontier00012"  # not the loopback address
+
+
 def test_contradicting_variables() -> None:
     with pytest.raises(UserError, match="contradict"):
         discover({"RANK": "4", "WORLD_SIZE": "2"})

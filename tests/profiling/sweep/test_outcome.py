@@ -66,3 +66,17 @@ def test_only_the_attempts_own_words_count(tmp_path: Path) -> None:
     log.write_text("CUDA out of memory\nsecond attempt\n")
     assert tail(log, start) == "second attempt\n"
     assert all(count >= 0 for count in kernel_kills().values())
+
+
+def test_the_cause_comes_before_its_effects() -> None:
+    """Words of a real srun --kill-on-bad-exit after kill -9 of one rank: the others lose contact and are ended."""
+    killed = (
+        "frontier pretrain: rank 2 on n2 lost contact with another rank, which died, hung for 60 s\n"
+        "srun: error: n2: task 3: Killed\nsrun: launch/slurm: _step_signal: Terminating StepId=1.1\n"
+        "slurmstepd-n1: error: *** STEP 1.1 ON n1 CANCELLED AT 2026-11-21T16:47:20 ***\n"
+        "srun: error: n1: tasks 0-1: Terminated\nsrun: Force Terminated StepId=1.1\n"
+    )
+    assert classify(143, killed, {}, {}) == ("failed", "exit code 143: srun: error: n2: task 3: Killed")
+    assert classify(143, killed, {"host": 1}, {"host": 2})[0] == "oom"
+    mistake = "frontier pretrain: train.steps=0 is not positive\n" + killed
+    assert classify(2, mistake, {}, {}) == ("failed", "exit code 2: frontier pretrain: train.steps=0 is not positive")

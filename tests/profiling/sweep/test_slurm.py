@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from frontier_profiling.sweep.command import joined, parser
 from frontier_profiling.sweep.grid import points
 from frontier_profiling.sweep.slurm import batches
 from frontier_profiling.sweep.study import read_study
@@ -19,7 +20,7 @@ from tests.profiling.sweep.fakes import DRIVER, environment, status, statuses, s
 
 FAKES = {
     "sbatch": 'echo "$@" >> "$SLURM_FAKE/sbatch.txt"; n=$(wc -l < "$SLURM_FAKE/sbatch.txt"); touch "$SLURM_FAKE/job$n"; echo "$n;cluster"',
-    "squeue": 'for f in "$SLURM_FAKE"/job*; do [ -e "$f" ] && echo "${f##*/job} RUNNING"; done; true',
+    "squeue": 'for f in "$SLURM_FAKE"/job*; do [ -e "$f" ] && echo "${f##*/job} $( [ -s "$f" ] && cat "$f" || echo RUNNING )"; done; true',
     "sacct": 'cat "$SLURM_FAKE/sacct.txt" 2>/dev/null',
 }
 DDP, FULL, HYBRID = (f"vit_debug-{word}-r2" for word in ("ddp", "full_shard", "hybrid_1"))
@@ -69,7 +70,8 @@ def test_one_job_walks_the_points_and_a_later_call_gathers(tmp_path: Path, slurm
     script = out / "jobs" / "n1.sh"
     assert (slurm / "sbatch.txt").read_text() == f"--parsable -A abc -p batch {script}\n"
     text = script.read_text()
-    assert "#SBATCH --nodes=1\n" in text and "#SBATCH --time=00:09:00\n" in text and "export FROM_SETUP=1" in text
+    assert "#SBATCH --nodes=1\n#SBATCH --ntasks-per-node=2\n#SBATCH --exclusive\n" in text
+    assert "#SBATCH --time=00:09:00\n" in text and "export FROM_SETUP=1" in text
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
     assert {status(out, p)["slurm_job_id"] for p in (DDP, FULL, HYBRID)} == {"1"}
     assert set(statuses(out).values()) == {"pending"}
@@ -99,6 +101,51 @@ def test_points_of_lost_jobs_are_submitted_again(tmp_path: Path, slurm: Path) ->
     assert submit(path, out, "--jobs-per-study", "many", state=slurm).returncode == 0
     assert len((slurm / "sbatch.txt").read_text().splitlines()) == 4  # only the one that was lost
     assert status(out, DDP)["status"] == "oom" and status(out, FULL)["slurm_job_id"] == "4"
+
+
+def test_ends_of_jobs_by_squeue_alone(tmp_path: Path, slurm: Path) -> None:
+    """Without sacct: what a job was doing when its time ended is a timeout where it was the first thing that it did."""
+    out, path = tmp_path / "out", study(tmp_path / "s.yaml")
+    (slurm.parent / "bin" / "sacct").write_text("#!/bin/bash\nexit 1\n")
+    assert submit(path, out, state=slurm).returncode == 0
+
+    def becomes(point: str, **facts: object) -> None:
+        where = out / "points" / point / "status.json"
+        where.write_text(json.dumps({**json.loads(where.read_text()), **facts}))
+
+    becomes(DDP, status="done")
+    becomes(FULL, status="pending", reason="interrupted (SIGTERM)", started=1.0)
+    (slurm / "job1").write_text("TIMEOUT")
+    assert submit(path, out, "--retry", "failed", state=slurm).returncode in (0, 75)
+    assert {status(out, point)["status"] for point in (FULL, HYBRID)} == {"pending"}
+    assert [status(out, point).get("lost_runners") for point in (FULL, HYBRID)] == [1, 0]  # hybrid_1 had not begun
+    assert {status(out, point)["slurm_job_id"] for point in (FULL, HYBRID)} == {"2"}
+    becomes(FULL, status="running", started=2.0)
+    (slurm / "job2").write_text("TIMEOUT")
+    submit(path, out, "--collect", state=slurm)
+    assert "job 2 reached its time limit" in status(out, FULL)["reason"] and status(out, FULL)["status"] == "timeout"
+    assert status(out, HYBRID)["status"] == "pending"
+
+
+def test_a_dead_job_s_lock_of_another_host_does_not_keep_others_away(tmp_path: Path, slurm: Path) -> None:
+    out, path = tmp_path / "out", study(tmp_path / "s.yaml")
+    assert submit(path, out, "--jobs-per-study", "many", state=slurm).returncode == 0
+    for point, pid in ((DDP, 7), (FULL, 8)):
+        where = out / "points" / point
+        known = {**status(out, point), "status": "running", "host": "n1", "pid": 7}
+        (where / "status.json").write_text(json.dumps(known))
+        (where / ".running").write_text(json.dumps({"host": "n1", "pid": pid}))
+    (slurm / "job1").write_text("FAILED")
+    (slurm / "job2").write_text("FAILED")
+    submit(path, out, "--collect", state=slurm)
+    assert status(out, DDP)["status"] == "pending"
+    assert status(out, FULL)["status"] == "running"  # by somebody else than that job
+
+
+def test_options_for_slurm_may_begin_with_a_dash() -> None:
+    words = joined(["x", "--srun-args", "-c7", "--sbatch-args", "--exclusive", "--collect"])
+    options = parser().parse_args(words)
+    assert (options.srun_args, options.sbatch_args, options.collect) == ("-c7", "--exclusive", True)
 
 
 def test_jobs_are_cut_where_the_longest_job_ends(tmp_path: Path) -> None:
