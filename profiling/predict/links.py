@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from frontier_profiling.predict.constants import Constants
 from frontier_profiling.predict.system import System
 
-
 LARGEST_RING = 1024
 """Ranks of the largest ring of gathers that was published."""
 
