@@ -179,6 +179,8 @@ def test_real_runs(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
     assert (trained["status"], read["status"]) == ("done", "done")
     assert trained["steps_timed"] == 8 and 0 < trained["images_per_s"] < read["images_per_s"]
     assert trained["memory_gib"]["peak"] > 0 and not read["memory_gib"]
+    assert read["step_s_low"] <= read["step_s"] == read["global_batch"] / read["images_per_s"] <= read["step_s_high"]
+    assert read["steps_timed"] >= 2 * read["facts"]["batches_a_window"] and read["limit"] == "data"
     run = tmp_path / "out" / "points" / "vit_debug-full_shard-r2-shards" / "run"
     assert not list((run / "checkpoints").glob("step_*"))
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["steps"] == 10
