@@ -85,6 +85,8 @@ def main(argv: Sequence[str]) -> int:
     if options.list:
         print(listing(options.json))
         return EXIT_OK
+    if not options.study and (options.set or options.only):
+        raise UserError("name a study, and before --set and --only: they take all words that follow")
     if not options.study:
         raise UserError("name a study: a YAML file, or one of `frontier sweep --list`")
     retry = [word for word in options.retry.split(",") if word]

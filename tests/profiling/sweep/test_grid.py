@@ -113,6 +113,12 @@ def test_patterns_choose_points(tmp_path: Path) -> None:
         ({"grid": {"model": "vit_debug", "ranks": [1, 1]}}, "a value stands twice"),
         ({"grid": {"model": "vit_debug", "ranks": []}}, "at least one value"),
         ({"exclude": [{"strategie": "ddp"}]}, "did you mean 'strategy'"),
+        ({"exclude": [{"ranks": ">1.2.3"}]}, "comparisons are"),
+        ({"exclude": [{"strategy": ">2"}]}, "comparisons are"),
+        ({"exclude": [{"strategy": "hybrd_2"}]}, "'hybrd_2' is no strategy"),
+        ({"exclude": [{"model": {"a": 1}}]}, "takes a value"),
+        ({"grid": {"model": "vit_debug", "ranks": True}}, "true and false"),
+        ({"grid": {"model": "vit_debug", "ranks": 1, "prefetch": -1}}, "greater than or equal to 0"),
         ({"scaling": "strong"}, "needs grid.global_batch"),
         ({"mode": "guessed"}, "mode"),
         ({"name": "a/b"}, "names the study's folder"),
@@ -131,6 +137,32 @@ def test_unknown_models_and_studies_name_the_nearest(tmp_path: Path) -> None:
         find("weak_scalling")
     with pytest.raises(UserError, match="leaves no point"):
         made(tmp_path / "s.yaml", exclude=[{"model": "*"}])
+    with pytest.raises(UserError, match='did you mean "vit_base"'):
+        made(tmp_path / "s.yaml", exclude=[{"model": "vit_bas"}])
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"data.imagesize": 64}, "did you mean 'data.image_size'"),
+        ({"data.image_size": "large"}, "config data.image_size"),
+        ({"parallel.strateg": "ddp"}, "did you mean 'parallel.strategy'"),
+        ({"parallel.timeout_s": -1}, "config parallel.timeout_s"),
+        ({"train.warmup": 1}, "did you mean 'train.warmup_steps'"),
+        ({"optimiser.lr": 1}, "unknown config key 'optimiser'"),
+        ({"log": 5}, "config.log is a section"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["measured", "predicted"])
+def test_mistakes_in_the_config_are_told_in_every_mode(tmp_path: Path, mode: str, config: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        made(tmp_path / "s.yaml", mode=mode, config=config)
+
+
+def test_the_config_may_hold_what_only_some_points_take(tmp_path: Path) -> None:
+    grid = {"model": "vit_debug", "strategy": "full_shard", "ranks": 4, "tensor": [1, 2]}
+    found = made(tmp_path / "s.yaml", grid=grid, config={"parallel.sequence_parallel": False})
+    assert [bool(point.skip) for point in found if point.tensor == 2] == [False]
 
 
 def test_a_study_extends_another_and_lies_over_a_runs_config(tmp_path: Path) -> None:
