@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -13,6 +15,8 @@ import pytest
 import yaml
 
 from frontier.claim import claimed
+from frontier.errors import UserError
+from frontier_profiling.sweep.state import write_text
 from tests.conftest import run_frontier
 from tests.profiling.sweep.fakes import attempts, begin, environment, status, statuses, study, sweep
 
@@ -184,3 +188,17 @@ def test_real_runs(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
     run = tmp_path / "out" / "points" / "vit_debug-full_shard-r2-shards" / "run"
     assert not list((run / "checkpoints").glob("step_*"))
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["steps"] == 10
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _text: str, **_: str) -> None:
+        Path.touch(_path)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "status.json").touch()
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="No space left"):
+        write_text(tmp_path / "status.json", "{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
