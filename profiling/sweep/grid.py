@@ -17,7 +17,7 @@ from frontier.config.load import check_sections, merge
 from frontier.config.schema import ParallelConfig
 from frontier.errors import UserError
 from frontier.launch.mesh import BatchPlan, ParallelDims
-from frontier.models.presets import get_shape
+from frontier.models.presets import check_image_size, get_shape
 from frontier_profiling.sweep.study import COMPARISON, Study, lookup
 
 DEFAULTS: dict[str, tuple[str, Any]] = {
@@ -111,7 +111,7 @@ def _check_config(study: Study, axes: Mapping[str, Sequence[Any]]) -> None:
     plain = Point(
         id="", model=axes["model"][0], strategy="full_shard", nodes=1, ranks=1, micro_batch=1, accumulation=1, global_batch=1,
         tensor=max(axes["tensor"]), prefetch=1, activation_checkpointing="none", precision="fp32", data="synthetic",
-        image_size=_image_size(study),
+        image_size=_image_size(study, "synthetic"),
     )  # fmt: skip
     for name, section in study.config.items():
         if not isinstance(section, Mapping):
@@ -122,9 +122,16 @@ def _check_config(study: Study, axes: Mapping[str, Sequence[Any]]) -> None:
         raise UserError(f"study {study.name}: {error}") from None
 
 
-def _image_size(study: Study) -> int:
-    size = lookup(study.config, "data.image_size")
-    return 224 if size is None else size
+def _image_size(study: Study, data: str) -> int:
+    """Pixels of a side that the model sees: the config's, else as stored in the shards, else 224."""
+    given = lookup(study.config, "data.image_size")
+    if given is not None or data == "synthetic":
+        return 224 if given is None else given
+    try:
+        manifest = json.loads((Path(lookup(study.config, "data.shards")) / "manifest.json").read_text())
+        return int(manifest["images"][lookup(study.config, "data.column") or "image"]["shape"][-1])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return 224  # no shards here, or none that the run would take: it says so
 
 
 def _matches(rule: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:
@@ -145,7 +152,9 @@ def _point(study: Study, chosen: Mapping[str, Any], varying: Sequence[str], rank
     nodes = chosen.get("nodes", 1)
     ranks = chosen["ranks"] if "ranks" in chosen else nodes * ranks_per_node
     skip, micro, accumulation = "", chosen["micro_batch"], 1
+    image_size = _image_size(study, chosen["data"])
     try:
+        check_image_size(image_size, lookup(study.config, "model.patch") or get_shape(chosen["model"]).patch)
         dims = _dims(study, chosen, ranks)
         data_ranks = dims.data_ranks
     except UserError as error:
@@ -176,7 +185,7 @@ def _point(study: Study, chosen: Mapping[str, Any], varying: Sequence[str], rank
         activation_checkpointing=chosen["activation_checkpointing"],
         precision=chosen["precision"],
         data=chosen["data"],
-        image_size=_image_size(study),
+        image_size=image_size,
         skip=" ".join(skip.split()),
     )
 

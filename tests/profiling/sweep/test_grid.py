@@ -27,7 +27,7 @@ GRID = {
 
 
 def test_every_combination_is_a_point_with_its_own_name(tmp_path: Path) -> None:
-    found = made(tmp_path / "s.yaml", grid={**GRID, "prefetch": [0, 1]})
+    found = made(tmp_path / "s.yaml", "data.image_size=224", grid={**GRID, "prefetch": [0, 1]})
     assert len(found) == 2 * 3 * 3 * 2 == len({point.id for point in found})
     one = next(p for p in found if p.id == "vit_1b-hybrid_16-n64-prefetch1")
     assert (one.ranks, one.global_batch, one.accumulation, one.skip) == (512, 512 * 32, 1, "")
@@ -211,3 +211,17 @@ def test_shipped_studies_are_whole(path: Path) -> None:
     assert len({p.id for p in found}) == len(found) and any(not p.skip for p in found)
     if loaded.mode == "measured":
         assert loaded.grid.ranks is not None and max(p.ranks for p in found) <= 4
+
+
+def test_the_patch_must_divide_the_image(tmp_path: Path) -> None:
+    grid = {"model": ["vit_debug", "vit_1b"], "strategy": "ddp", "ranks": 1, "data": "shards"}
+    skips = {p.model: p.skip for p in made(tmp_path / "s.yaml", grid=grid)}
+    assert not skips["vit_debug"] and "image_size 32 is not a multiple of patch 14" in skips["vit_1b"]
+    assert not any(p.skip for p in made(tmp_path / "s.yaml", "data.image_size=112", grid=grid))
+
+
+def test_images_are_as_large_as_stored_where_nothing_else_is_said(tmp_path: Path) -> None:
+    path = study(tmp_path / "s.yaml", config={"data": {"shards": str(tmp_path / "shards")}})
+    (tmp_path / "shards" / "manifest.json").write_text('{"images": {"image": {"shape": [3, 64, 64]}}}')
+    assert {p.image_size for p in points(read_study(path), 1)} == {64}
+    assert {p.image_size for p in points(read_study(path, ["grid.data=synthetic"]), 1)} == {224}
