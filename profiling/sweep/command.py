@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         "OUT/ holds study.yaml, rows.json, rows.csv, report.html and points/ID/{point.json,config.yaml,status.json,log.txt,run/}.\n"
         "Killed at any moment, the same command goes on. Out of memory and timeouts are results, not errors.",
         epilog="exit codes: 0 every point has its result (or waits in a job), 2 the input is wrong, 75 some points failed "
-        "(--retry failed), 85 stopped on request: the same command goes on",
+        "(--retry failed), 85 stopped by a signal, 130 by Ctrl-C: the same command goes on",
     )
     out.add_argument(
         "study",

@@ -155,7 +155,7 @@ def write_rows(study: Study, out: Path, rows: Sequence[Row]) -> list[Row]:
     sources = {row.source for row in rows}
     try:
         before = from_json((out / "rows.json").read_text())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         before = []
     everything = [*rows, *(row for row in before if row.source not in sources)]
     about = study.model_dump(include={"name", "title", "question", "scaling", "mode"})

@@ -48,7 +48,12 @@ class Place:
         return self.folder / "log.txt"
 
     def status(self) -> dict[str, Any]:
-        return read_json(self.folder / "status.json") or {"status": "pending"}
+        """A file that is absent or damaged says nothing: the point is pending."""
+        known = read_json(self.folder / "status.json") or {}
+        counts = [known.get(key) or 0 for key in ("attempts", "lost_runners")]
+        if known.get("status") not in ("pending", "running", *FINAL) or not all(type(count) is int for count in counts):
+            return {"status": "pending"}
+        return known
 
     def set(self, status: str, reason: str = "", **facts: Any) -> None:
         """Lay the facts over what the status file holds."""

@@ -202,3 +202,18 @@ def test_a_file_that_cannot_be_written_leaves_nothing_beside_it(
     with pytest.raises(UserError, match="No space left"):
         write_text(tmp_path / "status.json", "{}")
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"status": ', '{"status": 5}', '{"status": "dnoe"}', '{"status": "done", "attempts": "x"}']
+)
+def test_damaged_files_are_as_good_as_none(tmp_path: Path, text: str) -> None:
+    path, out = study(tmp_path / "s.yaml"), tmp_path / "out"
+    folder = out / "points" / DDP
+    folder.mkdir(parents=True)
+    (folder / "status.json").write_text(text)
+    (folder / "point.json").write_text("[1, 2")
+    (out / "rows.json").write_text('{"rows": [5]}')
+    done = sweep(path, "--out", out, "--only", "*/ddp")
+    assert done.returncode == 0, done.stderr
+    assert status(out, DDP)["status"] == "done" and status(out, DDP)["attempts"] == 1
