@@ -1,7 +1,6 @@
 """What the engine costs beside the maths, in one run each, on this machine's ranks.
 
     python benchmarks/engine.py overhead     # a step of the trainer against a bare PyTorch loop under the same strategy
-    python benchmarks/engine.py memory       # peak of a rank under full_shard against the closed form of --dry-run
     python benchmarks/engine.py checkpoint   # the step that saves, a model of 330 M parameters; write rate against dd
 
 `overhead`: the bare loop is what one would write by hand: the same module under DistributedDataParallel or `fully_shard`, AdamW
@@ -144,75 +143,6 @@ def overhead_worker(args: argparse.Namespace) -> dict[str, Any] | None:
     return times if ranks.is_main else None
 
 
-def live_bytes_mode() -> Any:
-    """A mode that knows all tensor memory alive after every operator, and its peak since `reset`."""
-    import weakref
-
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
-    class LiveBytes(TorchDispatchMode):
-        def __init__(self) -> None:
-            super().__init__()
-            self.storages: dict[int, weakref.ref] = {}
-            self.peak = 0
-
-        def reset(self) -> None:
-            self.peak = 0
-
-        def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = operator(*args, **(kwargs or {}))
-            for tensor in tree_leaves((args, result)):
-                if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta" and type(tensor) is torch.Tensor:
-                    storage = tensor.untyped_storage()
-                    self.storages.setdefault(storage._cdata, weakref.ref(storage))
-            total = 0
-            for key, reference in list(self.storages.items()):  # FSDP resizes storages: sizes are asked each time
-                storage = reference()
-                if storage is None:
-                    del self.storages[key]
-                else:
-                    total += storage.nbytes()
-            self.peak = max(self.peak, total)
-            return result
-
-    return LiveBytes()
-
-
-def memory_worker(args: argparse.Namespace) -> dict[str, Any] | None:
-    import torch
-    import torch.distributed as dist
-
-    from frontier.launch.process_group import process_group
-    from frontier.launch.ranks import discover
-    from frontier.parallel.engine import TorchEngine
-    from frontier.train.dry_run import estimate
-    from frontier.train.plan import resolve
-
-    ranks, device = discover(), torch.device("cpu")
-    model = {"preset": "vit_small", "decoder": {"width": 512, "depth": 4, "heads": 16}}
-    parallel = {"strategy": args.strategy, "activation_checkpointing": args.checkpointing}
-    train = {"global_batch": 8 * ranks.world_size}
-    with tempfile.TemporaryDirectory() as run_dir, process_group(ranks, device, 300):
-        wanted = config(args.shards, run_dir, model=model, parallel=parallel, train=train, data={"image_size": 224})
-        predicted = estimate(resolve(wanted, ranks.world_size))["memory_gib"]
-        plan = resolve(wanted, ranks.world_size)
-        images = torch.randn(plan.batch.micro_batch, 3, 224, 224)
-        with live_bytes_mode() as live:
-            engine = TorchEngine(plan.model, plan.config.parallel, plan.config.train, plan.dims, device, 0)
-            members = torch.tensor([[0, i] for i in range(len(images))])
-            for _ in range(2):
-                live.reset()
-                loss = engine.forward(plan.family.inputs(engine.module, images, members, 0), last=True)["loss"]
-                engine.backward(loss, 1)
-                loss = loss.detach()
-                engine.update(loss.reshape(1), 1e-4, float("inf"), float("inf"))
-        peaks: list[Any] = [None] * ranks.world_size
-        dist.all_gather_object(peaks, (live.peak - images.nbytes) / 2**30)
-    return {"measured": max(peaks), "predicted": predicted} if ranks.is_main else None
-
-
 def checkpoint_worker(args: argparse.Namespace) -> dict[str, Any] | None:
     import torch
 
@@ -283,34 +213,6 @@ def overhead(args: argparse.Namespace, folder: Path) -> list[str]:
     return lines
 
 
-def memory(args: argparse.Namespace, folder: Path) -> list[str]:
-    shards = make_shards(folder, 40, 64)
-    lines = [
-        "### Memory: peak of all tensors alive on a rank in a step, float32, vit_small + decoder 512 x 4, 8 images a rank",
-        "",
-        "| strategy | ranks | checkpointing | measured, GiB | closed form, GiB | ratio | parts of the closed form |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    whole = [("full_shard", n, "none") for n in (1, 2, 4)]
-    for strategy, ranks, checkpointing in [
-        *whole,
-        ("full_shard", 4, "full"),
-        ("shard_grad_op", 4, "none"),
-        ("hybrid_2", 4, "none"),
-    ]:
-        words = ("--shards", str(shards), "--checkpointing", checkpointing, "--strategy", strategy)
-        found = launch(ranks, "memory", "--worker", *words)
-        parts = dict(found["predicted"])
-        parts.pop("total")
-        peak = parts.pop("peak")
-        shown = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
-        lines.append(
-            f"| {strategy} | {ranks} | {checkpointing} | {found['measured']:.2f} | {peak:.2f} "
-            f"| **{found['measured'] / peak:.2f}** | {shown} |"
-        )
-    return lines
-
-
 def checkpoint(args: argparse.Namespace, folder: Path) -> list[str]:
     shards = make_shards(folder, 400, 64)
     lines = []
@@ -344,24 +246,24 @@ def checkpoint(args: argparse.Namespace, folder: Path) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("overhead", "memory", "checkpoint"))
+    parser.add_argument("what", choices=("overhead", "checkpoint"))
     parser.add_argument("--repeats", type=int, help="steps (default: 40; checkpoint: 8)")
     parser.add_argument("--batch", type=int, default=96, help="of `checkpoint`")
     parser.add_argument("--out", type=Path, help="folder for engine_<what>.md")
-    for hidden in ("--shards", "--strategy", "--checkpointing", "--folder", "--result"):
+    for hidden in ("--shards", "--strategy", "--folder", "--result"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     for hidden in ("--worker", "--blocking"):
         parser.add_argument(hidden, action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.repeats = args.repeats or (8 if args.what == "checkpoint" else 40)
     if args.worker:
-        workers = {"overhead": overhead_worker, "memory": memory_worker, "checkpoint": checkpoint_worker}
+        workers = {"overhead": overhead_worker, "checkpoint": checkpoint_worker}
         found = workers[args.what](args)
         if found is not None:
             Path(args.result).write_text(json.dumps(found))
         return 0
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        measures = {"overhead": overhead, "memory": memory, "checkpoint": checkpoint}
+        measures = {"overhead": overhead, "checkpoint": checkpoint}
         load = os.getloadavg()[0]
         lines = measures[args.what](args, Path(folder))
     import torch

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in one call of under ten minutes: the tests marked `gpu` and the training-step benchmark.
+# Everything that wants a GPU, in one call of under ten minutes: the tests marked `gpu`, predicted against measured, and the
+# training-step benchmark.
 # usage: bash benchmarks/gpu.sh [OUT]     needs a torch that sees the device; the table goes to OUT (benchmarks/results/)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,4 +15,5 @@ print(torch.cuda.get_device_name(0), "torch", torch.__version__)
 PY
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 "$python" -m pytest -m gpu -q tests/gpu
-timeout 420 "$python" benchmarks/training_step.py --device cuda --out "$out"
+timeout 200 "$python" benchmarks/prediction.py --out "$out"
+timeout 330 "$python" benchmarks/training_step.py --device cuda --out "$out"

@@ -46,6 +46,9 @@ class Row:
     """vit: the encoder on all tokens, as in the published scaling study; mae: masked pretraining."""
     engine: str = "fsdp2"
     image_size: int = 224
+    channels: int = 3
+    mask_ratio: float = 0.75
+    """Of the workload mae."""
     tokens: int | None = None
     """Tokens of an image in the encoder."""
     parameters: int | None = None
@@ -97,7 +100,7 @@ class Row:
     node_hours: float | None = None
     """For `samples` images."""
     limit: str = ""
-    """What bounds the step: compute, launch, communication, data, memory; empty where unknown."""
+    """What bounds the step: compute, launch, optimizer, communication, data, memory; empty where unknown."""
     notes: list[str] = field(default_factory=list)
     command: str = ""
     """Reproduces the row."""

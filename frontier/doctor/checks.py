@@ -69,7 +69,7 @@ def bounded(check: str, seconds: float, hung: Callable[[Check], None]) -> Iterat
     found = error(
         check,
         f"did not end within {seconds:.0f} s",
-        "leave this node out (sbatch --exclude) and tell the site's support",
+        "if the node is busy, give it longer (--timeout); if it is not, leave it out (sbatch --exclude) and tell the site's support",
         value=seconds,
         unit="s",
     )

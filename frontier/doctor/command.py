@@ -6,21 +6,17 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from frontier.arguments import Parser
 from frontier.doctor.checks import Check
 from frontier.errors import EXIT_OK, EXIT_TRANSIENT, UserError
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; `frontier doctor --help` lists the options")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="frontier doctor",
         description="Check this node, or all nodes of a job: devices, memory, products, collectives, file systems, environment variables, versions, "
         "clocks. Every line is OK, WARNING or ERROR with the number behind it and the mend.",
@@ -80,8 +76,13 @@ def _check_target(path: Path) -> None:
         raise UserError(f"--write-system {path} is a folder: name a file, such as {path / 'local.yaml'}")
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"--write-system {path}: name a .yaml file, as `frontier plan --system` takes it")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"--write-system {path}: {path.parent} is no folder that you may write to")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--write-system {path}: {path.parent} is no folder that can be written to ({error.strerror})"
+        ) from None
 
 
 def _devices_here() -> int:

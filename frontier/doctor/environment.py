@@ -55,8 +55,12 @@ def judge(env: Mapping[str, str], ranks: Ranks, site: Site) -> list[Check]:
 
 def _threads(env: Mapping[str, str], ranks: Ranks, site: Site) -> list[Check]:
     text = env.get("OMP_NUM_THREADS", "")
-    if text and not text.split(",")[0].isdigit():
-        return [error("env.OMP_NUM_THREADS", f"OMP_NUM_THREADS={text!r} is no number", "unset it or set it right")]
+    if text and not (text.split(",")[0].isdecimal() and int(text.split(",")[0]) > 0):
+        return [
+            error(
+                "env.OMP_NUM_THREADS", f"OMP_NUM_THREADS={text!r} is no number of threads", "unset it or set it right"
+            )
+        ]
     threads = int(text.split(",")[0]) if text else site.cores
     wanted = threads * ranks.local_world_size
     if wanted > site.cores and not (threads == 1 or _own_cores(env)):

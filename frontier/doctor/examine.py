@@ -223,5 +223,12 @@ def _write_system(
     if ranks.is_main:
         read = next((c.value for c in output.checks if c.check == "working_dir.read"), None)
         disk = read if isinstance(read, float) else None
-        system.write(target, system.describe(target.stem, ranks, device, runs, fits, disk))
-        output.checks.append(ok("system", f"{target}: written; `frontier plan --system {target}` uses it"))
+        described = system.describe(target.stem, ranks, device, runs, fits, disk)
+        try:
+            system.write(target, described)
+        except OSError as reason:
+            output.checks.append(
+                error("system", f"{target} could not be written: {reason.strerror}", "name a file where there is space")
+            )
+        else:
+            output.checks.append(ok("system", f"{target}: written; `frontier plan --system {target}` uses it"))

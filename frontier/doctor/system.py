@@ -286,9 +286,15 @@ HEAD = "# Measured by `frontier doctor --write-system`; `frontier plan --system 
 
 
 def write(path: Path, description: dict[str, Any]) -> None:
-    """The whole file or none."""
+    """The whole file or none. Raises OSError."""
     text = HEAD + yaml.safe_dump(description, sort_keys=False, width=150, default_flow_style=None)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
-        handle.write(text)
-    os.chmod(handle.name, 0o644)
-    os.replace(handle.name, path)
+        part = Path(handle.name)
+        try:
+            handle.write(text)
+            handle.flush()
+            part.chmod(0o644)
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise

@@ -145,7 +145,8 @@ def walk(
     width = 2 if precision == "bf16" else _FP32
     ledger = _Ledger()
     everything = [shape for shapes in (*units, root) for shape in shapes]
-    share = padded(everything, dims.shard) / dims.shard * _FP32
+    cut = count(everything) if dims.strategy in ZERO else padded(everything, dims.shard)
+    share = cut / dims.shard * _FP32
     states = {"parameters": share, "optimizer": 2 * share}
     on_host = {**states, "gradients": share} if offload and dims.strategy not in ZERO else {}
     if not on_host:
@@ -167,9 +168,8 @@ def walk(
             ledger.note(phase.peak)
     else:
         _fsdp(ledger, phases, units, root, dims, width, prefetch, accumulation, bool(on_host))
-    if on_host and "gradients" in on_host:
-        ledger.most.pop("gradients")
-    memory = dict(ledger.most)
+    order = ("parameters", "gradients", "optimizer", "gathered", "buffers", "activations")
+    memory = {name: ledger.most[name] for name in order if name in ledger.most and name not in on_host}
     memory["total"] = sum(memory.values())
     memory["peak"] = ledger.peak
     return memory, on_host

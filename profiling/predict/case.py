@@ -14,6 +14,8 @@ from frontier_profiling.predict.system import System
 from frontier_profiling.predict.workload import Workload, WorkloadName, workload
 
 ENGINES = ("fsdp2", "fsdp1")
+UNGATHERED = ("ddp", "no_shard", "hybrid_1", "shard_grad_op", "zero_1", "zero_2", "zero_3")
+"""Strategies whose weights are whole from the forward to the backward pass, or gathered by DeepSpeed as it likes."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,14 @@ class Case:
             raise UserError(f"{self.nodes} nodes: the largest job of {self.system.name} has {self.system.nodes}")
         if self.engine == "fsdp1" and (self.tensor > 1 or self.strategy in ZERO):
             raise UserError("the published study ran FSDP1 without tensor parallelism or ZeRO: leave out the engine")
+        if self.engine == "fsdp1":
+            plain = {"workload": "vit", "offload": False, "activation_checkpointing": "full"}
+            plain |= {"precision": "fp32"} if self.strategy == "ddp" else {}
+            other = next((name for name, value in plain.items() if getattr(self, name) != value), None)
+            if other:
+                raise UserError(
+                    f"the published study's engine (fsdp1) is known with {other} {plain[other]} alone, not {getattr(self, other)}: plan ours (fsdp2)"
+                )
         try:
             # The same refusals as a run's own.
             ParallelConfig(

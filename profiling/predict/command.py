@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from frontier.arguments import Parser
 from frontier.errors import EXIT_OK, UserError
 
 EPILOG = """All figures are predicted; the range covers nine of ten published points. The published study is reproduced by --as-published
@@ -15,12 +16,14 @@ strategy left out of the fit in turn."""
 
 
 def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(prog="frontier plan", description=__doc__, epilog=EPILOG)
+    out = Parser(prog="frontier plan", description=__doc__, epilog=EPILOG)
     out.add_argument("--model", default="vit_3b", help="preset, or several: vit_base,vit_1b (default vit_3b)")
     out.add_argument("--system", default="frontier", help="a shipped system, or a YAML file (default frontier)")
     out.add_argument("--nodes", default="1", help="one number, or several: 1,8,64")
     out.add_argument("--ranks", type=int, metavar="N", help="devices, where not all of one node's are used")
-    out.add_argument("--strategy", default="auto", help="one word, several, or auto: all that divide, ranked (default)")
+    out.add_argument(
+        "--strategy", default="auto", help="one word, several, or auto: all FSDP ones that divide, ranked (default)"
+    )
     out.add_argument("--tensor", type=int, help="ranks that compute each block together (default 1; auto searches)")
     out.add_argument("--micro-batch", type=int, default=32, help="images of a device in a forward pass (default 32)")
     out.add_argument(
@@ -88,16 +91,19 @@ def main(argv: Sequence[str]) -> int:
     if args.ranks is not None and len(nodes) > 1:
         raise UserError("--ranks goes with one --nodes")
     system = load_system(args.system)
-    if args.ranks is not None and not 0 < args.ranks <= nodes[0] * system.node.devices:
-        raise UserError(
-            f"--ranks {args.ranks}: {nodes[0]} node(s) of {system.name} have {nodes[0] * system.node.devices} devices"
-        )
+    if args.ranks is not None:
+        least, most = (nodes[0] - 1) * system.node.devices, nodes[0] * system.node.devices
+        if not least < args.ranks <= most:
+            raise UserError(
+                f"--ranks {args.ranks}: {nodes[0]} node(s) of {system.name} have {most} devices; give {least + 1} to {most}, or other --nodes"
+            )
+    refuse_idle(args, given, strategies)
     rows: list[Row] = []
     said: list[dict[str, Any]] = []
     for model in models:
         for n in nodes:
             base = Case(
-                model, system, n, "no_shard", args.tensor or 1, args.micro_batch, 1, args.precision, args.activation_checkpointing,
+                model, system, n, "no_shard", 1 if args.tensor is None else args.tensor, args.micro_batch, 1, args.precision, args.activation_checkpointing,
                 args.prefetch, args.image_size, args.channels, args.mask_ratio, args.workload,
                 "fsdp1" if args.as_published else "fsdp2", args.offload, args.samples, ranks=args.ranks,
             )  # fmt: skip
@@ -129,6 +135,19 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_OK
 
 
+def refuse_idle(args: argparse.Namespace, given: set[str], strategies: Sequence[str]) -> None:
+    """Raises UserError for a flag that would change nothing."""
+    from frontier_profiling.predict.case import UNGATHERED
+
+    if "mask_ratio" in given and args.workload != "mae":
+        raise UserError("--mask-ratio is of --workload mae: the encoder of --workload vit sees all tokens")
+    if "prefetch" not in given or args.prefetch == 1:
+        return
+    for word in strategies:
+        if word in UNGATHERED:
+            raise UserError(f"--prefetch {args.prefetch} has no effect under strategy {word}: leave it out")
+
+
 def words(text: str) -> list[str]:
     found = [word.strip() for word in text.split(",") if word.strip()]
     if not found:
@@ -137,7 +156,7 @@ def words(text: str) -> list[str]:
 
 
 def number(text: str, what: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise UserError(f"{what} {text}: give positive numbers, such as 1,8,64")
     return int(text)
 
@@ -146,6 +165,10 @@ def with_global_batch(case: Any, global_batch: int | None) -> Any:
     """`case` with the accumulation that makes `global_batch`; a micro-batch larger than a device's share is cut to it."""
     if global_batch is None:
         return case
+    if global_batch < 1:
+        raise UserError(
+            f"--global-batch {global_batch}: give a positive number, such as {case.devices * case.micro_batch}"
+        )
     from frontier.launch.mesh import BatchPlan
 
     batch = BatchPlan.divide(global_batch, case.micro_batch, case.devices)
@@ -177,7 +200,7 @@ def from_config(path: str, given: set[str]) -> dict[str, Any]:
     get_shape(maths.preset)
     if own:
         raise UserError(
-            f"{path}: model.{own[0]} differs from the preset {maths.preset}: the predictor knows presets only"
+            f"{path}: model.{own[0]} differs from the preset {maths.preset}: the predictor knows presets only; `frontier pretrain {path} --dry-run` tells this run's memory"
         )
     settings = {
         "model": maths.preset, "workload": "mae", "mask_ratio": maths.mask_ratio, "image_size": config.data.image_size or 224,

@@ -57,5 +57,8 @@ def compute(case: Case, c: Constants) -> Compute:
     launch_s = times * work.blocks * host * c.launch_s * (1 + c.tensor_launch * (case.tensor > 1))
     own = work.parameters / dims.shard / dims.tensor
     measured = case.system.constant("optimizer_gb_per_s")
-    update_s = OPTIMIZER_BYTES * own / (bandwidth if measured is None else measured * 1e9)
+    speed = bandwidth if measured is None else measured * 1e9
+    if case.offload and device.type != "cpu":  # the ranks of a node share its host
+        speed = c.host_update_gb_per_s * 1e9 / min(case.devices, case.system.node.devices)
+    update_s = OPTIMIZER_BYTES * own / speed
     return Compute(product_s, element_s, launch_s, update_s, (products - 1) / products)

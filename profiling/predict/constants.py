@@ -33,6 +33,8 @@ class Constants:
     tensor_launch: float
     tensor_products: float
     overlap: float
+    host_copy_gb_per_s: float
+    host_update_gb_per_s: float
 
     def product_efficiency(self, precision: str) -> float:
         return self.product_efficiency_bf16 if precision == "bf16" else self.product_efficiency_fp32

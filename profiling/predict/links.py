@@ -50,6 +50,19 @@ class Axis:
         groups = min(self.stride, self.system.node.devices)
         return min(inner * c.link_efficiency, self.system.network.node_gb_per_s * c.network_efficiency / groups) * 1e9
 
+    def measured(self, collective: str) -> tuple[float, float] | None:
+        """(seconds a hop, bytes a second on the wire) of a collective among so many ranks of a node, where the system's file has
+        them: libraries such as gloo differ severalfold between collectives.
+        """
+        if not self.inside:
+            return None
+        fits = self.system.efficiency.get("collectives", {}).get("fits", [])
+        own = [fit for fit in fits if fit["collective"] == collective and fit["gb_per_s"]]
+        if not own:
+            return None
+        near = min(own, key=lambda fit: abs(fit["ranks"] - self.degree))
+        return near["alpha_s"], near["gb_per_s"] * 1e9
+
     def hop(self, c: Constants) -> float:
         """Seconds of a hop, without congestion."""
         if self.inside:
@@ -58,11 +71,14 @@ class Axis:
         return c.hop_s if network is None or network.latency_s is None else network.latency_s
 
 
-def gather(axis: Axis, whole_bytes: float, c: Constants) -> float:
+def gather(axis: Axis, whole_bytes: float, c: Constants, collective: str = "all_gather") -> float:
     """All-gather to, or reduce-scatter from, `whole_bytes`."""
     d = axis.degree
     if d == 1:
         return 0.0
+    known = axis.measured(collective)
+    if known:
+        return (d - 1) * known[0] + whole_bytes * (d - 1) / d / known[1]
     hop = axis.hop(c) * (1.0 if axis.inside else 1 + (d / c.ring_congestion) ** 2)
     return (d - 1) * hop + whole_bytes * (d - 1) / d / axis.bandwidth(c)
 
@@ -72,6 +88,9 @@ def all_reduce(axis: Axis, tensor_bytes: float, c: Constants) -> float:
     d = axis.degree
     if d == 1:
         return 0.0
+    known = axis.measured("all_reduce")
+    if known:
+        return 2 * (d - 1) * known[0] + 2 * tensor_bytes * (d - 1) / d / known[1]
     hop, wire = axis.hop(c), 2 * tensor_bytes * (d - 1) / d / axis.bandwidth(c)
     ring = wire + 2 * (d - 1) * hop
     return ring if axis.inside else min(ring, wire * c.tree_slowdown + 2 * math.log2(d) * hop)

@@ -114,6 +114,7 @@ def own_memory(case: Case) -> Memory:
         phases(case), units, work.root_shapes, dims, case.precision, case.prefetch, case.accumulation, case.offload,
         constants=4.0 * work.buffer_values,
     )  # fmt: skip
+    found = dict.fromkeys(host, 0.0) | found  # what lies on the host takes nothing of the device
     kind = case.system.device.type
     found["allocator"] = found["peak"] * ALLOCATOR.get(kind, 0.0) + CONTEXT_GIB.get(kind, 0.0) * GIB
     found["total_allocated"] = found["peak"]
@@ -126,19 +127,19 @@ def published_memory(case: Case, c: FSDP1Memory) -> Memory:
     work, k, batch = case.work, case.dims.shard, case.micro_batch
     (stack,) = work.stacks
     gb = work.parameters / GIB
-    el = 4 if case.strategy == "ddp" else 2
+    el = 4 if case.strategy == "ddp" else case.element_bytes
     grown = (2 if stack.mlp == "gated" else 1) * stack.hidden
     in_flight = stack.tokens * (4 * stack.width + grown) + c.scores * stack.heads * stack.tokens**2
     block = batch * (stack.kept_values() + in_flight) * el / GIB
     inputs = stack.blocks * batch * stack.input_values() * el / GIB
-    weights = stack.block_parameters * 2 / GIB
+    weights = stack.block_parameters * el / GIB
     states = {"parameters": 4 * gb / k, "gradients": 4 * gb / k, "optimizer": 8 * gb / k}
     if case.strategy == "ddp":
         parts = states | {"activations": block, "gathered": 0.0, "buffers": 4 * gb, "allocator": c.library_gib}
         total = sum(parts.values())
         return Memory(parts | {"total_allocated": total, "peak": total}, {})
 
-    whole = 2 * gb if case.strategy == "shard_grad_op" else 0.0
+    whole = el * gb if case.strategy == "shard_grad_op" else 0.0
     start = 12 * gb / k + inputs + block + whole
     end = 16 * gb / k + block + whole
     allocated = max(start + c.start_blocks * weights, end + c.end_blocks * weights) + c.library_gib

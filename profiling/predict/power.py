@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from frontier_profiling.predict.step import Step
 from frontier_profiling.predict.system import System
 
@@ -17,5 +19,8 @@ def power_w(system: System, devices: int, step: Step) -> float | None:
     seconds = step.seconds
     work = step.compute.products + step.compute.elementwise + step.compute.optimizer
     busy = min(1.0, (work + 0.5 * (step.exposed + step.compute.launch)) / seconds)
-    nodes = devices / node.devices
-    return nodes * node.host_w + devices * (node.device_idle_w + (node.device_busy_w - node.device_idle_w) * busy)
+    nodes = math.ceil(devices / node.devices)
+    draw = nodes * (
+        node.host_w + node.devices * node.device_idle_w
+    )  # devices that are left idle are part of the job's nodes
+    return draw + devices * (node.device_busy_w - node.device_idle_w) * busy

@@ -12,6 +12,8 @@ from frontier_profiling.rows import Row
 
 STUDIED_DEVICES = 1024
 """Of the largest published point: beyond it a prediction is extrapolated."""
+MEMORY_ERROR = 0.05
+"""Nine of ten peaks are predicted within it: what lies closer to the limit may not fit."""
 STUDIED_MODELS = ("vit_base", "vit_1b", "vit_3b", "vit_5b")
 
 
@@ -30,22 +32,31 @@ def predict(case: Case, constants: Constants | None = None) -> Row:
     row = Row(
         source="predicted", model=case.model, system=case.system.name, strategy=case.strategy, nodes=case.nodes,
         devices=case.devices, micro_batch=case.micro_batch, workload=case.workload, engine=case.engine,
-        image_size=case.image_size, tokens=work.tokens, parameters=work.parameters, global_batch=case.global_batch,
+        image_size=case.image_size, channels=case.channels, mask_ratio=case.mask_ratio, tokens=work.tokens, parameters=work.parameters, global_batch=case.global_batch,
         accumulation=case.accumulation, precision=case.precision, activation_checkpointing=case.activation_checkpointing,
         tensor=case.tensor, prefetch=case.prefetch, offload=case.offload, data=case.data, mesh=dims.as_dict(),
         memory_gib=held.parts, memory_limit_gib=limit, fits=held.peak <= limit, minimum_devices=minimum_devices(case),
         samples=case.samples, flops_per_image=3.0 * work.flops, peak_tflops=case.system.device.peak_tflops[case.precision],
     )  # fmt: skip
-    host = sum(held.on_host.values()) * case.system.node.devices
-    if case.system.node.memory_gib is not None and host > case.system.node.memory_gib:
+    reasons = [] if row.fits else [f"{held.peak:,.1f} GiB a device, it has {limit:g}"]
+    of_node = case.system.node.memory_gib
+    if case.offload:
+        host = sum(held.on_host.values()) * min(case.devices, case.system.node.devices)
+        if of_node is None:
+            row.notes.append(f"offload: {host:.0f} GiB on each node's host; the memory of that host is not known")
+        elif host > of_node:
+            reasons.append(f"{host:,.0f} GiB on a node's host, it has {of_node:,.0f}")
+    if reasons:
         row.fits = False
-        row.notes.append(f"offload: {host:.0f} GiB a node do not fit its {case.system.node.memory_gib:.0f} GiB")
-    if not row.fits:
         row.notes += _published(row, case)
         row.status = "oom"
         row.limit = "memory"
-        row.error = f"{held.peak:.1f} GiB a device, it has {limit:g}"
+        row.error = "; ".join(reasons)
         return row
+    if held.peak > (1 - MEMORY_ERROR) * limit:
+        row.notes.append(
+            f"close: {held.peak:.1f} of {limit:g} GiB, and predicted memory is right within {100 * MEMORY_ERROR:.0f} %"
+        )
     timed = step(case, (constants or defaults()).on(case.system))
     _time(row, case, timed)
     row.notes += _published(row, case)
@@ -79,7 +90,7 @@ def _time(row: Row, case: Case, timed: Step) -> None:
         "compute": compute.products + compute.elementwise,
         "launch": compute.launch,
         "optimizer": compute.optimizer,
-        "gather": moved.gathers + moved.tensor / 2,
+        "gather": moved.gathers + moved.tensor / 2 + timed.transfers,
         "reduce": moved.scatters + moved.reduces + moved.tensor / 2,
         "exposed": timed.exposed,
         "data": timed.data,
@@ -101,6 +112,14 @@ def _time(row: Row, case: Case, timed: Step) -> None:
     row.limit = limit_of(row)
     if case.devices > STUDIED_DEVICES and case.system.name in ("frontier", "lumi"):
         row.notes.append(f"extrapolated: the published points end at {STUDIED_DEVICES} devices")
+    if case.system.name not in ("frontier", "lumi") and not case.system.measured:
+        row.notes.append(
+            f"assumed: nothing was measured on {case.system.name}, its efficiencies are guesses and the range is wide"
+        )
+    if case.offload:
+        row.notes.append(
+            f"offload: {timed.transfers:.3f} s of copies and the host's update are assumed, not fitted (host_* in constants.yaml)"
+        )
 
 
 def _published(row: Row, case: Case) -> list[str]:
@@ -113,9 +132,10 @@ def _published(row: Row, case: Case) -> list[str]:
     if not same:
         return []
     notes = []
+    whose = "published" if case.engine == "fsdp1" else "published for FSDP1, which --as-published plans"
     rate = published_rate(case.model, case.strategy, case.nodes)
     if rate and row.images_per_s:
-        notes.append(f"published: {rate:,.0f} images/s (this is {100 * (row.images_per_s / rate - 1):+.1f} %)")
+        notes.append(f"{whose}: {rate:,.0f} images/s (this is {100 * (row.images_per_s / rate - 1):+.1f} %)")
     if case.engine == "fsdp1":
         for name, gib in published_peaks(case.model, case.strategy, case.devices, case.dims.shard).items():
             own = row.memory_gib["total_allocated" if name == "max_allocated" else "peak"]
@@ -136,10 +156,12 @@ def spread(case: Case) -> float:
 
 
 def limit_of(row: Row) -> str:
-    """The largest of what the step spends beyond its products: communication, data, launch; else compute."""
+    """The largest of what the step spends beyond its products: communication, data, the optimizer (on the host), launch; else compute."""
     parts, seconds = row.step_parts_s, row.step_s or 1.0
     if parts.get("data", 0.0) > 0.2 * seconds:
         return "data"
+    if parts.get("optimizer", 0.0) > parts.get("compute", 0.0) + parts.get("launch", 0.0):
+        return "optimizer"
     if parts.get("exposed", 0.0) > 0.2 * seconds:
         return "communication"
     if parts.get("launch", 0.0) > parts.get("compute", 0.0):

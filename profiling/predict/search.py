@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 from frontier.errors import UserError
-from frontier.launch.mesh import divisors
-from frontier_profiling.predict.case import Case
-from frontier_profiling.predict.predict import predict
+from frontier.launch.mesh import ParallelDims, divisors
+from frontier_profiling.predict.case import UNGATHERED, Case
+from frontier_profiling.predict.predict import check_tensor, predict
 from frontier_profiling.rows import Row
 
 CHECKPOINTING = ("none", "selective", "full")
@@ -41,8 +41,9 @@ def search(case: Case, tensors: Sequence[int] | None = None) -> list[Row]:
 def free_search(case: Case, tensors: Sequence[int] | None = None) -> list[Row]:
     """As `search`, with micro-batch and checkpointing free as well; the global batch stays, accumulation makes up for it."""
     local, cases = case.micro_batch * case.accumulation, []
+    kinds = CHECKPOINTING if case.engine == "fsdp2" else (case.activation_checkpointing,)
     for micro in divisors(local):
-        for kind in CHECKPOINTING:
+        for kind in kinds:
             cases += candidates(
                 case.but(micro_batch=micro, accumulation=local // micro, activation_checkpointing=kind), tensors
             )
@@ -50,9 +51,18 @@ def free_search(case: Case, tensors: Sequence[int] | None = None) -> list[Row]:
 
 
 def candidates(case: Case, tensors: Sequence[int] | None = None) -> list[Case]:
+    """Raises UserError where a degree of `tensors` does not divide the devices or the model."""
     per_node = case.system.node.devices
+    for degree in tensors or ():
+        tried = case.but(strategy="full_shard", tensor=degree)
+        check_tensor(tried)
+        ParallelDims.from_strategy("full_shard", case.devices, degree)
     degrees = tensors or [t for t in TENSOR if t <= per_node and per_node % t == 0 and _divides(case, t)]
-    return [case.but(strategy=word, tensor=t) for t in degrees for word in strategies(case, t)]
+    return [
+        case.but(strategy=word, tensor=t, prefetch=1 if word in UNGATHERED else case.prefetch)
+        for t in degrees
+        for word in strategies(case, t)
+    ]
 
 
 def _divides(case: Case, tensor: int) -> bool:
@@ -60,14 +70,7 @@ def _divides(case: Case, tensor: int) -> bool:
 
 
 def _predicted(cases: Iterable[Case]) -> list[Row]:
-    rows = []
-    for case in cases:
-        try:
-            rows.append(predict(case))
-        except UserError:
-            if len(rows) == 0 and case.tensor > 1:
-                raise
-    return rows
+    return [predict(case) for case in cases]
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
@@ -85,9 +88,12 @@ def why(rows: Sequence[Row]) -> str:
     fitting = [row for row in rows if row.fits]
     if not fitting:
         least = min(rows, key=lambda r: r.memory_gib["peak"])
+        ways = ["a smaller micro-batch"] if least.micro_batch > 1 else []
+        ways += ["full checkpointing"] if least.activation_checkpointing != "full" else []
+        other = f", or {' or '.join(ways)}" if ways else ""
         return (
             f"nothing fits: the smallest is {name_of(least)} with {least.memory_gib['peak']:.1f} GiB of {least.memory_limit_gib:g} a device; "
-            f"{least.model} needs {least.minimum_devices or 'more than all'} devices, a smaller micro-batch or full checkpointing"
+            f"{least.model} needs {least.minimum_devices or 'more than all'} devices{other}"
         )
     first, *others = fitting
     assert first.images_per_s and first.step_s

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from frontier.config.schema import ZERO
 from frontier_profiling.predict.case import Case
 from frontier_profiling.predict.compute import Compute, compute
 from frontier_profiling.predict.constants import Constants
@@ -41,6 +42,8 @@ class Step:
     moved: Moved
     exposed: float
     data: float
+    transfers: float = 0.0
+    """Copies to and from the host under offload: part of `exposed`."""
 
     @property
     def seconds(self) -> float:
@@ -74,7 +77,9 @@ def moved(case: Case, c: Constants) -> Moved:
         if case.strategy == "zero_1":
             reduces = sum(n * all_reduce(shard, size * case.reduce_bytes, c) for n, size in units)
         else:
-            scatters = reduction_turns * sum(n * gather(shard, size * case.reduce_bytes, c) for n, size in units)
+            scatters = reduction_turns * sum(
+                n * gather(shard, size * case.reduce_bytes, c, "reduce_scatter") for n, size in units
+            )
     reduces += sum(n * all_reduce(replicate, size * case.reduce_bytes / dims.shard, c) for n, size in units)
     between = (0.0 if shard.inside else gathers + scatters) + (0.0 if replicate.inside else reduces)
     return Moved(gathers, backward, scatters, reduces, tensor_traffic(case, c), between)
@@ -114,6 +119,17 @@ def _not_hidden(case: Case, work: Compute, m: Moved, c: Constants) -> float:
     return min(m.data_axes, outlasting + slowed + unprepared)
 
 
+def offload_transfers(case: Case, c: Constants) -> float:
+    """Seconds of copies between host and device: own float32 weights before each gathering and own gradients after each reduction (FSDP),
+    own gradients and updated weights once a step (ZeRO, whose optimizer alone is on the host). None of it is taken as hidden.
+    """
+    if not case.offload or case.system.device.type == "cpu":
+        return 0.0
+    own = 4 * case.work.parameters / case.dims.shard / case.dims.tensor
+    turns = 2 if case.strategy in ZERO else gathers_per_micro_batch(case.strategy) * case.accumulation + 1
+    return turns * own / (c.host_copy_gb_per_s * 1e9)
+
+
 def data_wait(case: Case, busy: float) -> float:
     """Seconds a step waits for storage: uint8 images, where a rate is known and the data come from shards."""
     rate = case.system.storage.read_gb_per_s_per_node
@@ -126,5 +142,6 @@ def data_wait(case: Case, busy: float) -> float:
 def step(case: Case, c: Constants) -> Step:
     work = compute(case, c)
     m = moved(case, c)
-    waited = exposed(case, work, m, c)
+    transfers = offload_transfers(case, c)
+    waited = exposed(case, work, m, c) + transfers
     return Step(work, m, waited, data_wait(case, work.passes + work.optimizer + waited))

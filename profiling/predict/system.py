@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,17 +17,21 @@ FOLDER = Path(__file__).parent.parent / "systems"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+Positive = Annotated[float, Field(gt=0)]
+Watts = Annotated[float, Field(ge=0)]
 
 
 class Device(_Part):
     """What one rank sees: a GPU, one die of a module, a tile; on a CPU the cores of one rank."""
 
     name: str
-    type: str = "cuda"
+    type: Literal["cuda", "xpu", "cpu"] = "cuda"
     memory_gib: float = Field(gt=0)
     """Usable by a process."""
-    peak_tflops: dict[str, float]
+    peak_tflops: dict[str, Positive] = Field(min_length=1)
     """Dense matrix products by precision (bf16, fp32)."""
     memory_gb_per_s: float = Field(gt=0)
 
@@ -35,13 +40,13 @@ class Node(_Part):
     devices: int = Field(gt=0)
     cpu: str | None = None
     cores: int | None = None
-    memory_gib: float | None = None
-    idle_w: float | None = None
+    memory_gib: Positive | None = None
+    idle_w: Watts | None = None
     """The whole node at rest."""
-    host_w: float | None = None
+    host_w: Watts | None = None
     """All but the devices, at work."""
-    device_idle_w: float | None = None
-    device_busy_w: float | None = None
+    device_idle_w: Watts | None = None
+    device_busy_w: Watts | None = None
     scheduler: str | None = None
     partition_limits: dict[str, Any] | None = None
 
@@ -62,13 +67,20 @@ class Network(_Part):
     node_gb_per_s: float = Field(gt=0)
     """All interfaces of a node, one direction."""
     nics: int | None = None
-    latency_s: float | None = None
+    latency_s: Annotated[float, Field(ge=0)] | None = None
     """Of one hop of a ring between nodes; None: the fitted constant."""
     name: str = ""
 
 
 class Storage(_Part):
-    read_gb_per_s_per_node: float | None = None
+    read_gb_per_s_per_node: Positive | None = None
+
+
+TABLES = ("operator_s", "ranks", "collectives")
+"""Of `efficiency`: what `frontier doctor --write-system` keeps beside the constants, to be read and fitted."""
+SHARES = ("overlap", "contention")
+"""Constants that are parts of a whole; `ZEROS` may be nothing, all others are positive."""
+ZEROS = ("launch_s", "hop_s", "selective_recompute", "tensor_launch", *SHARES)
 
 
 class System(_Part):
@@ -96,10 +108,42 @@ class System(_Part):
             raise ValueError("network: a machine of several nodes needs one")
         return self
 
+    @model_validator(mode="after")
+    def _efficiency(self) -> System:
+        from dataclasses import fields
+
+        from frontier_profiling.predict.constants import Constants
+
+        known = [*(field.name for field in fields(Constants)), "optimizer_gb_per_s", "spread"]
+        for name, node in self.efficiency.items():
+            if name in TABLES:
+                continue
+            if name not in known:
+                raise ValueError(f"efficiency: '{name}' is no constant{_near(name, known)}")
+            value = node.get("value") if isinstance(node, dict) else node
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"efficiency.{name}: give a number, or {{value: number, from: …}}")
+            least, most = (1.0 if name == "spread" else 0.0), (1.0 if name in SHARES else math.inf)
+            if not least <= value <= most or (value == 0 and name not in ZEROS):
+                bound = (
+                    f"{least:g} to {most:g}"
+                    if name in SHARES
+                    else "1 or more"
+                    if name == "spread"
+                    else "a positive number"
+                )
+                raise ValueError(f"efficiency.{name} {value:g}: give {bound}")
+        return self
+
     def __hash__(self) -> int:
         return hash(
             (self.name, self.device.name, self.node.devices)
         )  # cases are keys of caches; equality compares everything
+
+    @property
+    def measured(self) -> bool:
+        """Whether any of its constants was."""
+        return any(isinstance(node, dict) and node.get("from") == "measured" for node in self.efficiency.values())
 
     def constant(self, name: str) -> float | None:
         """A constant of this machine's own, or None."""
@@ -129,6 +173,8 @@ def load_system(name_or_path: str) -> System:
         raise UserError(
             f"system file {path}: {error.strerror}; `frontier doctor --write-system FILE` makes one"
         ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"system file {path} is no text: give a YAML file") from None
     except yaml.YAMLError as error:
         raise UserError(f"system file {path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(node, dict):
@@ -136,6 +182,21 @@ def load_system(name_or_path: str) -> System:
     try:
         return System.model_validate(node)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"system file {path}: {where}: {first['msg']}") from None
+        raise UserError(f"system file {path}: {_said(error)}") from None
+
+
+def _said(error: ValidationError) -> str:
+    """The first mistake in words: where, what, and the nearest known key."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        parts = {"device": Device, "node": Node, "links": Link, "network": Network, "storage": Storage}
+        part = parts.get(str(first["loc"][0]), System) if len(first["loc"]) > 1 else System
+        return f"{where} is no key{_near(str(first['loc'][-1]), list(part.model_fields))}"
+    text = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {text}" if where else text
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean '{near[0]}'?" if near else f": known are {', '.join(known)}"

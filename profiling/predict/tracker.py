@@ -26,7 +26,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from frontier.config.schema import ZERO
 from frontier.errors import UserError
+from frontier.models.presets import get_shape
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class TrackedCase:
     mask_ratio: float = 0.75
     channels: int = 3
     overrides: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        get_shape(self.model)  # UserError where there is none
+        if self.strategy == "ddp" or self.strategy in ZERO:
+            raise UserError(f"strategy {self.strategy}: the tracker follows FSDP2 only; the closed form knows this one")
 
 
 def track(case: TrackedCase, timeout_s: float = 1200) -> dict[str, float]:
@@ -114,8 +121,6 @@ def simulate(case: TrackedCase) -> dict[str, float]:
         prefetch=case.prefetch,
     )
     dims = Dims(**vars(ParallelDims.from_strategy(case.strategy, case.world_size)))
-    if case.strategy == "ddp" or case.strategy.startswith("zero"):
-        raise UserError(f"strategy {case.strategy}: the tracker follows FSDP2 only; the closed form knows this one")
     # Fused attention on whatever device: the products that a CPU takes for short bf16 sequences keep more.
     frontier.models.attention.PRODUCTS_MAX_TOKENS = -1
     # No initial values: nothing reads them, and fake tensors have none.

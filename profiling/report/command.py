@@ -7,13 +7,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from frontier.arguments import Parser
 from frontier.errors import EXIT_OK, UserError
 
 NAMES = ("report.html", "report.md", "report.csv", "report.json")
 
 
 def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(
+    out = Parser(
         prog="frontier report",
         description="Write report.html (one self-contained file), report.md, report.csv and report.json of a run, "
         "or one comparison of several runs; of a study (`frontier sweep`) the same, and of two studies a comparison point by point.",

@@ -74,6 +74,7 @@ def test_each_missing_variable_is_named_with_its_mend(name: str) -> None:
         ("MASTER_PORT", "http", "ERROR"),
         ("NCCL_SOCKET_IFNAME", "ib0", "ERROR"),
         ("OMP_NUM_THREADS", "many", "ERROR"),
+        ("OMP_NUM_THREADS", "0", "ERROR"),
         ("FI_MR_CACHE_MONITOR", "memhooks", "WARNING"),
         ("FI_CXI_DEFAULT_CQ_SIZE", "1024", "WARNING"),
         ("MIOPEN_USER_DB_PATH", "/lustre/orion/x", "WARNING"),
@@ -171,3 +172,25 @@ def test_groups_are_those_of_a_node_and_the_whole() -> None:
     assert sizes_of_groups(1024, 8, quick=True) == [8, 1024]
     assert sizes_of_groups(12, 12, quick=False) == [2, 4, 12]
     assert sizes_of_groups(1, 1, quick=False) == []
+
+
+def test_a_system_file_is_whole_or_absent(tmp_path, monkeypatch) -> None:
+    """A disk that fills up leaves nothing behind; a folder that takes no files is refused before anything is measured."""
+    from pathlib import Path
+
+    import pytest
+
+    from frontier.doctor import system
+    from frontier.doctor.command import _check_target
+    from frontier.errors import UserError
+
+    with pytest.raises(UserError, match="cannot|can be written"):
+        _check_target(Path("/proc/local.yaml"))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        system.write(tmp_path / "local.yaml", {"name": "local"})
+    assert not list(tmp_path.iterdir())

@@ -147,12 +147,8 @@ def memory(rows: Sequence[Row], axis: Axis, *, name: str, title: str, width: int
     for heading, found in groups:
         bars: list[Bar] = []
         for row in found:
-            parts = [
-                (row.memory_gib[part], colour) for part, colour in PARTS_MEMORY.items() if row.memory_gib.get(part)
-            ]
             whole = peak(row) or 0.0
-            if not parts:
-                parts = [(whole, "s5")]
+            parts = [(size, PARTS_MEMORY[part]) for part, size in shares(row, whole).items()] or [(whole, "s5")]
             text = f"{significant(whole)}" + ("" if row.status == "done" else f" {row.status}")
             bars.append((_named(row, several), parts, text, row))
         drawn.append((heading, bars))
@@ -161,6 +157,20 @@ def memory(rows: Sequence[Row], axis: Axis, *, name: str, title: str, width: int
     return _stack(
         drawn, "GiB a device", name=name, alt=f"Memory by component, {title}", width=width, marks=marks, top=top
     )
+
+
+def shares(row: Row, whole: float) -> dict[str, float]:
+    """Components of a peak of `whole` GiB, such that they add up to it. A row holds the most of each, and they do not peak together: where
+    that is too much all are drawn smaller; what is not accounted for is the allocator's.
+    """
+    sizes = {part: row.memory_gib[part] for part in PARTS_MEMORY if row.memory_gib.get(part)}
+    total = sum(sizes.values())
+    if not sizes or not whole:
+        return sizes
+    if total > whole:
+        return {part: size * whole / total for part, size in sizes.items()}
+    own = sizes.get("allocator", 0.0) + whole - total
+    return sizes | ({"allocator": own} if own else {})
 
 
 def rest(row: Row) -> float:

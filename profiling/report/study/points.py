@@ -155,7 +155,8 @@ def labels(rows: Sequence[Row]) -> list[str]:
 
 
 def fastest(rows: Sequence[Row]) -> Row | None:
-    return max(filter(trained, rows), key=lambda row: row.images_per_s or 0.0, default=None)
+    """Among equals the one that holds less."""
+    return max(filter(trained, rows), key=lambda row: (row.images_per_s or 0.0, -(peak(row) or 0.0)), default=None)
 
 
 def by(rows: Sequence[Row], of: Callable[[Row], object]) -> dict:

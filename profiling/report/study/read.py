@@ -20,6 +20,11 @@ OWN = ("measured", "predicted")
 SOURCES = (*OWN, "published")
 COUNTS = ("nodes", "devices", "micro_batch")
 TEXTS = ("model", "system", "strategy")
+POSITIVE = (
+    "accumulation", "tensor", "global_batch", "image_size", "images_per_s", "step_s", "step_s_low", "step_s_high", "memory_limit_gib",
+    "peak_tflops", "joules_per_image", "power_w", "node_hours", "samples",
+)  # fmt: skip
+"""Fields of a row that are more than nothing where they are known."""
 AXES = ("axes", "grid")
 KNOWN = ("name", "title", "question", "mode", *AXES)
 
@@ -131,6 +136,7 @@ def _row(node: Any, where: str, notes: list[str]) -> Row | None:
         return None
     plain = Row("predicted", "", "", "", 1, 1, 1)
     clean: dict[str, Any] = {}
+    impossible: list[str] = []
     for spec in fields(Row):
         if spec.name not in node:
             continue
@@ -139,16 +145,23 @@ def _row(node: Any, where: str, notes: list[str]) -> Row | None:
         if value is None or (kind is not float and kind is not bool and not isinstance(value, kind)):
             continue
         if spec.name == "step_ci95_s":
-            if isinstance(value, list) and len(value) == 2 and all(_is_number(end) for end in value):
+            if isinstance(value, list) and len(value) == 2 and all(_is_number(end) and end > 0 for end in value):
                 clean[spec.name] = value
             continue
         if kind is float and not _is_number(value) and spec.name != "fits":
             continue
         if isinstance(value, dict) and spec.name in ("memory_gib", "step_parts_s"):
-            value = {key: size for key, size in value.items() if _is_number(size)}
+            wrong = [f"{spec.name}.{key}" for key, size in value.items() if _is_number(size) and size < 0]
+            value = {key: size for key, size in value.items() if _is_number(size) and size >= 0}
+            impossible += wrong
+        if _is_number(value) and (value < 0 or (value == 0 and spec.name in POSITIVE)):
+            impossible.append(spec.name)
+            continue
         if spec.name == "notes":
             value = [str(item) for item in value]
         clean[spec.name] = value
+    if impossible:
+        notes.append(f"{where}: {', '.join(impossible)} cannot be so, left out")
     return Row.from_dict(clean)
 
 

@@ -221,7 +221,7 @@ def _memory(d: Drawer) -> Section:
     return d.each(
         "memory",
         "Memory",
-        "Peak a device by component; the dashed line is the device's limit. Framed bars are measured, paler ones predicted or published; a grey bar is a peak without its components. » marks a bar that is cut.",
+        "Peak a device by component; the dashed line is the device's limit. Framed bars are measured, paler ones predicted or published; a grey bar is a peak without its components. Components are the most of each, drawn in proportion where they do not peak together. » marks a bar that is cut.",
         "no point tells its memory",
         lambda panel, name, size: bars.memory(panel.rows, d.axis, name=name, title=panel.title, width=size[0]),
         known,

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from frontier.errors import UserError
+from frontier_profiling.predict.command import main
 from tests.conftest import ROOT, run_frontier
 
 KEYS = {
@@ -104,3 +106,103 @@ def test_no_torch_is_loaded():
 
     code = "import sys; from frontier.cli import main; main(['plan', '--model', 'vit_15b', '--nodes', '64']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+MISTAKES = [
+    ("--nodes ²", "positive"),
+    ("--global-batch 0", "--global-batch 0"),
+    ("--tensor 0", "positive"),
+    ("--tensor 3", "heads"),
+    ("--tensor 16", "does not divide 8 ranks"),
+    ("--as-published --workload mae", "workload vit alone"),
+    ("--as-published --offload", "offload False alone"),
+    ("--as-published --activation-checkpointing none", "checkpointing full alone"),
+    ("--mask-ratio 0.5", "--workload mae"),
+    ("--strategy full_shard,ddp --prefetch 2", "no effect under strategy ddp"),
+    ("--ranks 3 --nodes 4", "25 to 32"),
+    ("--mod vit_base", "unrecognized"),
+    ("--prefetch x", "invalid int"),
+]
+
+
+@pytest.mark.parametrize(("flags", "said"), MISTAKES)
+def test_more_mistakes_are_user_errors(flags, said):
+    with pytest.raises(UserError) as error:
+        main(flags.split())
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_published_engine_is_never_planned_without_checkpointing(capsys):
+    """Its memory is known with checkpointing alone: the free search must not offer anything else."""
+    assert main(["--as-published", "--nodes", "2", "--model", "vit_1b", "--json"]) == 0
+    (said,) = json.loads(capsys.readouterr().out)["auto"]
+    assert {row["activation_checkpointing"] for row in said["free"]} == {"full"}
+
+
+def test_prefetch_is_not_claimed_where_nothing_is_gathered(capsys):
+    assert main(["--prefetch", "3", "--nodes", "2", "--model", "vit_1b", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["strategy"] for row in rows if row["prefetch"] == 1} == {"hybrid_1", "shard_grad_op"}
+
+
+def test_offload_costs_time_and_its_host_must_hold_it(tmp_path):
+    import yaml
+
+    from frontier_profiling.predict.case import Case
+    from frontier_profiling.predict.predict import predict
+    from frontier_profiling.predict.system import FOLDER, load_system
+
+    case = Case("vit_3b", load_system("frontier"), 1, "full_shard")
+    plain, away = predict(case), predict(case.but(offload=True))
+    assert away.memory_gib["peak"] < plain.memory_gib["peak"] and away.step_s > plain.step_s
+    assert sum(away.step_parts_s[p] for p in ("compute", "launch", "optimizer", "exposed", "data")) == pytest.approx(
+        away.step_s
+    )
+    assert any("assumed, not fitted" in note for note in away.notes)
+    small = yaml.safe_load((FOLDER / "frontier.yaml").read_text())
+    small["node"]["memory_gib"] = 10
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    row = predict(case.but(offload=True, system=load_system(str(tmp_path / "small.yaml"))))
+    assert row.status == "oom" and "on a node's host, it has 10" in row.error and "a device" not in row.error
+
+
+def test_a_peak_close_to_the_limit_is_said():
+    from frontier_profiling.predict.case import Case
+    from frontier_profiling.predict.predict import predict
+    from frontier_profiling.predict.system import load_system
+
+    case = Case("vit_15b", load_system("frontier"), 128, "hybrid_256", activation_checkpointing="none")
+    close, roomy = predict(case), predict(case.but(activation_checkpointing="full"))
+    assert close.fits and close.memory_gib["peak"] > 0.95 * 63.98
+    assert any(note.startswith("close") for note in close.notes)
+    assert not any(note.startswith("close") for note in roomy.notes)
+
+
+def test_a_node_in_part_still_draws_its_hosts_power():
+    from frontier_profiling.predict.case import Case
+    from frontier_profiling.predict.predict import predict
+    from frontier_profiling.predict.system import load_system
+
+    system = load_system("frontier")
+    one = predict(Case("vit_base", system, 1, "no_shard", ranks=1)).power_w
+    assert one > system.node.host_w + system.node.devices * system.node.device_idle_w
+
+
+def test_settings_that_differ_are_all_named(capsys):
+    assert (
+        main(["--model", "vit_base,vit_3b", "--global-batch", "2048", "--nodes", "1,8", "--strategy", "hybrid_1"]) == 0
+    )
+    head = capsys.readouterr().out.splitlines()[0]
+    assert "197, 257" in head and "32 x 8, 32 x 1" in head
+
+
+def test_a_system_where_nothing_was_measured_says_so(capsys):
+    assert main(["--system", "h200", "--strategy", "hybrid_1,full_shard"]) == 0
+    assert "nothing was measured on h200" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("strategy", ["full_shard", "hybrid_1", "zero_1", "zero_2", "zero_3"])
+def test_json_has_every_part_of_memory_under_offload(capsys, strategy):
+    assert main(["--offload", "--strategy", strategy, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert set(row["memory_gib"]) >= MEMORY and row["memory_gib"]["optimizer"] == 0.0

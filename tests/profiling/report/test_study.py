@@ -398,3 +398,28 @@ def test_spans_join_equal_winners() -> None:
     ]
     axis = scaling_axis(rows)
     assert spans(best_points(panels(rows)[0], axis), axis) == "full_shard at 1 to 2, hybrid_1 at 4 nodes"
+
+
+def test_impossible_numbers_are_left_out_and_said(tmp_path: Path) -> None:
+    """Negative times, a rate of nothing, degrees of 0: absent, with a note, not a traceback of a logarithm."""
+    rows = [predicted("vit_1b", word, 1).as_dict() for word in ("full_shard", "hybrid_1")]
+    rows[0] |= {"images_per_s": -5.0, "step_s": 0.0, "memory_gib": {"peak": -3.0, "parameters": 1.0}, "tensor": 0}
+    rows[1] |= {"joules_per_image": -1.0, "global_batch": 0, "step_ci95_s": [-1.0, 2.0]}
+    (tmp_path / "rows.json").write_text(json.dumps({"rows": rows}))
+    study = read_study(tmp_path)
+    first, second = study.rows
+    assert (first.images_per_s, first.step_s, first.tensor, first.memory_gib) == (None, None, 1, {"parameters": 1.0})
+    assert second.joules_per_image is None and second.step_ci95_s is None and second.global_batch is None
+    assert "images_per_s" in study.notes[0] and "memory_gib.peak" in study.notes[0]
+    assert report(tmp_path) == 0
+
+
+def test_bars_of_memory_end_at_the_peak() -> None:
+    from frontier_profiling.report.study.bars import shares
+
+    parts = {"parameters": 4.0, "optimizer": 8.0, "activations": 8.0}
+    above = shares(predicted("vit_1b", "full_shard", 1), 1.0)
+    assert sum(above.values()) == pytest.approx(1.0)
+    assert sum(shares(row(memory_gib=parts), 15.0).values()) == pytest.approx(15.0)
+    assert shares(row(memory_gib=parts), 22.0) == parts | {"allocator": 2.0}
+    assert shares(row(memory_gib={"peak": 3.0}), 3.0) == {}

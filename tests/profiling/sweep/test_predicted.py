@@ -96,3 +96,20 @@ def test_it_needs_no_torch(tmp_path: Path) -> None:
 
     code = "import sys; from frontier.cli import main; main(['sweep', 'whole', '--no-report', '--out', sys.argv[1]]); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True).returncode == 0
+
+
+def test_the_whole_study_plans_ddp_as_it_was_published(tmp_path):
+    """DDP ran in float32 there: it is slower than hybrid_1 at every size, and no point is skipped."""
+    import json
+
+    from frontier_profiling.sweep.command import main
+
+    assert main(["whole", "--out", str(tmp_path), "--no-report"]) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert len(rows) == 6 * 8 * 6 and not any(row["status"] == "skipped" for row in rows)
+    rate = {(r["model"], r["strategy"], r["nodes"]): r["images_per_s"] for r in rows}
+    assert all(
+        rate[m, "ddp", n] < 0.8 * rate[m, "hybrid_1", n]
+        for m in ("vit_base", "vit_1b", "vit_3b")
+        for n in (1, 8, 64, 128)
+    )
