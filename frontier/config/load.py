@@ -144,6 +144,14 @@ def nearest_key(key: str, known: Sequence[str]) -> str | None:
     return best[1] if best[0] >= 0.6 else None
 
 
+def check_sections(values: Mapping[str, Any], known: Sequence[str] = ()) -> CoreConfig:
+    """All sections but the model's, whose keys belong to its family. Imports no torch. Errors: as of `validate`."""
+    try:
+        return CoreConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise UserError(_explain(error, known or known_keys(CoreConfig))) from None
+
+
 def validate(values: Mapping[str, Any]) -> Config:
     """A plain mapping -> Config. Errors: UserError naming the key and the nearest known one."""
     from frontier.models.registry import family
@@ -155,10 +163,7 @@ def validate(values: Mapping[str, Any]) -> Config:
     model_values = dict(model_values)
     chosen = family(str(model_values.get("family", "mae")))
     keys = known_keys(CoreConfig) + known_keys(chosen.config, "model.")
-    try:
-        core = CoreConfig.model_validate(raw)
-    except ValidationError as error:
-        raise UserError(_explain(error, keys)) from None
+    core = check_sections(raw, keys)
     try:
         model = chosen.config.model_validate(model_values)
     except ValidationError as error:

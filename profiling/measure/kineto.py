@@ -19,12 +19,14 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import sys
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from frontier.errors import UserError
+from frontier.errors import EXIT_OK, UserError
 
 Spans = list[tuple[float, float]]
 """Disjoint, ascending (begin, end), µs."""
@@ -94,6 +96,8 @@ def read_trace(path: str | Path) -> dict[str, Any]:
     try:
         raw = path.read_bytes()
         found = json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"trace {path} is damaged ({error}): profile again") from None
     except OSError as error:
         raise UserError(f"trace {path}: {error.strerror or error}: give a file that the profiler wrote") from None
     except (ValueError, EOFError) as error:
@@ -112,7 +116,8 @@ def shares(trace: dict[str, Any]) -> list[Share]:
     by_device: dict[str, list[dict[str, Any]]] = {}
     for event in events:
         if str(event.get("cat", "")).lower() in (*KERNEL, *COPY):
-            device = (event.get("args") or {}).get("device", event.get("pid"))
+            args = event.get("args")
+            device = args.get("device", event.get("pid")) if isinstance(args, dict) else event.get("pid")
             by_device.setdefault(str(device), []).append(event)
     if not by_device:
         return _host_share(events, steps)
@@ -197,10 +202,17 @@ def table(paths: Sequence[str | Path]) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    import sys
+def main(paths: Sequence[str]) -> int:
+    """Returns the exit code. Raises UserError."""
+    if not paths or paths[0].startswith("-"):
+        raise UserError("usage: python -m frontier_profiling.measure.kineto RUN/profile/*.json.gz")
+    print(table(paths))
+    return EXIT_OK
 
+
+if __name__ == "__main__":
     try:
-        print(table(sys.argv[1:]))
+        sys.exit(main(sys.argv[1:]))
     except UserError as error:
-        sys.exit(str(error))
+        print(f"kineto: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_code)

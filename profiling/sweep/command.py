@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         "OUT/ holds study.yaml, rows.json, rows.csv, report.html and points/ID/{point.json,config.yaml,status.json,log.txt,run/}.\n"
         "Killed at any moment, the same command goes on. Out of memory and timeouts are results, not errors.",
         epilog="exit codes: 0 every point has its result (or waits in a job), 2 the input is wrong, 75 some points failed "
-        "(--retry failed), 85 stopped on request: the same command goes on",
+        "(--retry failed), 85 stopped by a signal, 130 by Ctrl-C: the same command goes on",
     )
     out.add_argument(
         "study",
@@ -85,6 +85,8 @@ def main(argv: Sequence[str]) -> int:
     if options.list:
         print(listing(options.json))
         return EXIT_OK
+    if not options.study and (options.set or options.only):
+        raise UserError("name a study, and before --set and --only: they take all words that follow")
     if not options.study:
         raise UserError("name a study: a YAML file, or one of `frontier sweep --list`")
     retry = [word for word in options.retry.split(",") if word]

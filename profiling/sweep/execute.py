@@ -42,7 +42,7 @@ def stop_on_signal() -> Iterator[None]:
 
 def command(study: Study, point: Point, where: Place, env: Mapping[str, str]) -> list[str]:
     """What runs a point here: `srun` inside a Slurm allocation, else as many ranks on this machine."""
-    module = ["frontier_profiling.sweep.reading"] if point.data == "only" else ["frontier", "pretrain"]
+    module = ["frontier_profiling.measure.reading"] if point.data == "only" else ["frontier", "pretrain"]
     run = [sys.executable, "-m", *module, str(where.config)]
     if "SLURM_JOB_ID" not in env:
         return [*run, "--ranks", str(point.ranks)]
@@ -120,6 +120,6 @@ def end(process: subprocess.Popen[bytes], gently: bool) -> None:
 def seen_command(study: Study, point: Point, where: Place) -> str:
     """The line that reproduces a measured row."""
     if point.data == "only":
-        return f"python -m frontier_profiling.sweep.reading {where.config} --ranks {point.ranks}"
+        return f"python -m frontier_profiling.measure.reading {where.config} --ranks {point.ranks}"
     threads = f"OMP_NUM_THREADS={study.threads} " if study.threads else ""
     return f"{threads}frontier pretrain {where.config} run.dir=NEW --ranks {point.ranks}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -14,12 +13,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from frontier.config.load import merge
+from frontier.config.load import check_sections, merge
 from frontier.config.schema import ParallelConfig
 from frontier.errors import UserError
 from frontier.launch.mesh import BatchPlan, ParallelDims
-from frontier.models.presets import get_shape
-from frontier_profiling.sweep.study import Study, lookup
+from frontier.models.presets import check_image_size, get_shape
+from frontier_profiling.sweep.study import COMPARISON, Study, lookup
 
 DEFAULTS: dict[str, tuple[str, Any]] = {
     "model": ("model.preset", None),
@@ -73,6 +72,7 @@ def points(study: Study, ranks_per_node: int) -> list[Point]:
         UserError: an unknown model; a grid of which nothing is left.
     """
     axes = _axes(study)
+    _check_config(study, axes)
     order = ["model", *(k for k in axes if k not in ("model", "strategy", "nodes", "ranks")), "strategy"]
     order.append("nodes" if "nodes" in axes else "ranks")
     varying = [key for key in order if len(axes[key]) > 1]
@@ -99,9 +99,39 @@ def _axes(study: Study) -> dict[str, list[Any]]:
     if study.scaling == "strong" and "micro_batch" not in study.grid.model_fields_set:
         given["micro_batch"] = [lookup(study.config, "train.micro_batch")]
     given.setdefault("data", ["shards" if lookup(study.config, "data.shards") else "synthetic"])
-    for name in given["model"]:
+    excluded = [rule["model"] for rule in study.exclude if "model" in rule]
+    named = [name for value in excluded for name in (value if isinstance(value, list) else [value])]
+    for name in [*given["model"], *(name for name in named if not set(name) & set("*?["))]:
         get_shape(name)
     return given
+
+
+def _check_config(study: Study, axes: Mapping[str, Sequence[Any]]) -> None:
+    """The study's own sections of a run's config, on a point that the grid's values cannot spoil. Raises UserError."""
+    plain = Point(
+        id="", model=axes["model"][0], strategy="full_shard", nodes=1, ranks=1, micro_batch=1, accumulation=1, global_batch=1,
+        tensor=max(axes["tensor"]), prefetch=1, activation_checkpointing="none", precision="fp32", data="synthetic",
+        image_size=_image_size(study, "synthetic"),
+    )  # fmt: skip
+    for name, section in study.config.items():
+        if not isinstance(section, Mapping):
+            raise UserError(f"study {study.name}: config.{name} is a section: give its keys")
+    try:
+        check_sections(run_config(study, plain, "run"))
+    except UserError as error:
+        raise UserError(f"study {study.name}: {error}") from None
+
+
+def _image_size(study: Study, data: str) -> int:
+    """Pixels of a side that the model sees: the config's, else as stored in the shards, else 224."""
+    given = lookup(study.config, "data.image_size")
+    if given is not None or data == "synthetic":
+        return 224 if given is None else given
+    try:
+        manifest = json.loads((Path(lookup(study.config, "data.shards")) / "manifest.json").read_text())
+        return int(manifest["images"][lookup(study.config, "data.column") or "image"]["shape"][-1])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return 224  # no shards here, or none that the run would take: it says so
 
 
 def _matches(rule: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:
@@ -111,7 +141,7 @@ def _matches(rule: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:
 def _fits(wanted: Any, value: Any) -> bool:
     if isinstance(wanted, list):
         return any(_fits(one, value) for one in wanted)
-    comparison = re.fullmatch(r"(<=|>=|<|>)\s*(-?[\d.]+)", wanted) if isinstance(wanted, str) else None
+    comparison = COMPARISON.fullmatch(wanted) if isinstance(wanted, str) else None
     if comparison and isinstance(value, int | float):
         number = float(comparison[2])
         return {"<=": value <= number, ">=": value >= number, "<": value < number, ">": value > number}[comparison[1]]
@@ -122,7 +152,9 @@ def _point(study: Study, chosen: Mapping[str, Any], varying: Sequence[str], rank
     nodes = chosen.get("nodes", 1)
     ranks = chosen["ranks"] if "ranks" in chosen else nodes * ranks_per_node
     skip, micro, accumulation = "", chosen["micro_batch"], 1
+    image_size = _image_size(study, chosen["data"])
     try:
+        check_image_size(image_size, lookup(study.config, "model.patch") or get_shape(chosen["model"]).patch)
         dims = _dims(study, chosen, ranks)
         data_ranks = dims.data_ranks
     except UserError as error:
@@ -153,7 +185,7 @@ def _point(study: Study, chosen: Mapping[str, Any], varying: Sequence[str], rank
         activation_checkpointing=chosen["activation_checkpointing"],
         precision=chosen["precision"],
         data=chosen["data"],
-        image_size=lookup(study.config, "data.image_size") or 224,
+        image_size=image_size,
         skip=" ".join(skip.split()),
     )
 

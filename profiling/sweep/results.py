@@ -115,15 +115,25 @@ def _summary(run_dir: Path) -> Row:
 
 
 def _reading(where: Place, blank: Row) -> Row:
-    """The row of a point that only read (`frontier_profiling.sweep.reading`)."""
+    """The row of a point that only read (`frontier_profiling.measure.reading`)."""
+    import numpy as np
+
+    from frontier_profiling.measure.timed import timed
+
     found = read_json(where.run / "reading.json")
     if found is None:
         raise UserError(f"{where.run / 'reading.json'} is not there")
     row = Row.from_dict(blank.as_dict())
-    row.images_per_s, row.steps_timed = found["images_per_s"], found["steps"]
-    row.step_s = point_step = found["seconds"] / found["steps"]
-    row.step_parts_s, row.limit = {"data": point_step}, "data"
-    row.notes = ["reading only, mean over the steps: samples come in windows"]
+    window, step = int(found["batches_a_window"]), timed(np.array(found["batch_s"], dtype=float))
+    if step is None:
+        raise UserError(f"{where.run / 'reading.json'} holds no times")
+    row.step_s, row.step_s_low, row.step_s_high, row.step_ci95_s = step.median, step.p10, step.p90, step.ci95
+    row.steps_timed, row.images_per_s = step.count * window, (row.global_batch or 0) / step.median
+    row.step_parts_s, row.limit = {"data": step.median}, "data"
+    row.facts = {"mib_per_s": found["batch_bytes"] / step.median / 2**20, "batches_a_window": window}
+    row.notes = [
+        f"reading only: median of {step.count} windows of {window} batches, of the slowest rank, the first dropped"
+    ]
     return row
 
 
@@ -145,7 +155,7 @@ def write_rows(study: Study, out: Path, rows: Sequence[Row]) -> list[Row]:
     sources = {row.source for row in rows}
     try:
         before = from_json((out / "rows.json").read_text())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         before = []
     everything = [*rows, *(row for row in before if row.source not in sources)]
     about = study.model_dump(include={"name", "title", "question", "scaling", "mode"})

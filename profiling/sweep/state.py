@@ -12,7 +12,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,12 @@ class Place:
         return self.folder / "log.txt"
 
     def status(self) -> dict[str, Any]:
-        return read_json(self.folder / "status.json") or {"status": "pending"}
+        """A file that is absent or damaged says nothing: the point is pending."""
+        known = read_json(self.folder / "status.json") or {}
+        counts = [known.get(key) or 0 for key in ("attempts", "lost_runners")]
+        if known.get("status") not in ("pending", "running", *FINAL) or not all(type(count) is int for count in counts):
+            return {"status": "pending"}
+        return known
 
     def set(self, status: str, reason: str = "", **facts: Any) -> None:
         """Lay the facts over what the status file holds."""
@@ -163,4 +168,6 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
+        with suppress(OSError):
+            part.unlink()  # on a full disk it holds what the next attempt needs
         raise UserError(f"{path}: cannot be written ({error.strerror}): make room, or give another --out") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -16,6 +16,10 @@ from frontier.errors import UserError
 SHIPPED = Path(__file__).resolve().parent.parent / "studies"
 Mode = Literal["measured", "submitted", "predicted"]
 MODES = ("measured", "submitted", "predicted")
+
+NUMBERS = ("nodes", "ranks", "micro_batch", "global_batch", "tensor", "prefetch")
+"""Axes that compare."""
+COMPARISON = re.compile(r"(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)")
 
 RUN_SECTIONS = tuple(CoreConfig.model_fields)
 """Sections of a run's config: `--set data.shards=…` goes there."""
@@ -34,7 +38,7 @@ class Grid(Section):
     global_batch: list[int] | None = None
     """Strong scaling: images of a step, whatever the number of ranks."""
     tensor: list[int] | None = None
-    prefetch: list[int] | None = None
+    prefetch: list[Annotated[int, Field(ge=0, le=8)]] | None = None
     activation_checkpointing: list[Literal["none", "selective", "full"]] | None = None
     precision: list[Literal["fp32", "bf16"]] | None = None
     data: list[Literal["synthetic", "shards", "only"]] | None = None
@@ -45,7 +49,11 @@ class Grid(Section):
     def _lists(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        return {key: value if isinstance(value, list) or value is None else [value] for key, value in values.items()}
+        lists = {key: value if isinstance(value, list) or value is None else [value] for key, value in values.items()}
+        for key, found in lists.items():
+            if any(isinstance(value, bool) for value in found or []):
+                raise ValueError(f"{key} is a list of numbers or words: true and false are neither")
+        return lists
 
     @field_validator("*")
     @classmethod
@@ -144,6 +152,8 @@ class Study(Section):
                 if key not in axes:
                     near = nearest_key(key, axes)
                     raise ValueError(f"exclude: '{key}' is no axis" + (f": did you mean '{near}'?" if near else ""))
+                for value in rule[key] if isinstance(rule[key], list) else [rule[key]]:
+                    _check_wanted(key, value)
         return self
 
     def _given(self, dotted: str) -> Any:
@@ -154,6 +164,23 @@ class Study(Section):
         out = self.model_dump(mode="json")
         out["grid"] = {key: value for key, value in out["grid"].items() if value is not None}
         return out
+
+
+def _check_wanted(axis: str, value: Any) -> None:
+    """A value of a rule of `exclude`. Raises ValueError for one that could fit nothing."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(
+            f"exclude: {axis} takes a value, a list, a pattern or a comparison such as '>64', not {value!r}"
+        )
+    if isinstance(value, str) and value[:1] in ("<", ">") and (axis not in NUMBERS or not COMPARISON.fullmatch(value)):
+        raise ValueError(
+            f"exclude: {axis} {value!r}: comparisons are '<64', '<=64', '>64' or '>=64', of {', '.join(NUMBERS)}"
+        )
+    if axis == "strategy" and isinstance(value, str) and not set(value) & set("*?["):
+        try:
+            ParallelConfig._strategy(value)
+        except ValueError as error:
+            raise ValueError(f"exclude: {error}") from None
 
 
 def lookup(node: Mapping[str, Any], dotted: str) -> Any:
@@ -215,6 +242,8 @@ def read_study(path: Path, overrides: Sequence[str] = (), mode: str | None = Non
         values["config"] = _section(values, "config")
     for text in overrides:
         keys, value = parse_override(text)
+        if keys[0] in ("base", "extends"):
+            raise UserError(f"--set {text}: {keys[0]} stands in a study's file; --set changes its values")
         if keys[0] in RUN_SECTIONS:
             keys = ["config", *keys]
         if len(keys) == 2 and keys[0] == "config" and not isinstance(value, Mapping):

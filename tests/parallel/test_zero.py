@@ -21,7 +21,8 @@ def zero(reference: Path, run: Path, strategy: str, ranks: int, *more: str) -> s
     options = (f"run.dir={run}", f"parallel.strategy={strategy}", *more)
     done = run_frontier("pretrain", reference / "toy.yaml", "--ranks", str(ranks), *options)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    # On a busy machine a rank may be slow, and the run says so.
+    assert [line for line in done.stderr.splitlines() if not line.startswith("slow rank")] == []
     said = ("mae ", "global batch", "run folder", "step ", "done: ", "passed over: ", f"{ranks} ranks")
     assert [line for line in done.stdout.splitlines() if not line.startswith(said)] == []
     return done

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from frontier.errors import UserError
-from frontier_profiling.measure.kineto import length, read_trace, shares, union, without
+from frontier_profiling.measure.kineto import length, main, read_trace, shares, union, without
 from frontier_profiling.measure.summary import measured_row
 from tests.conftest import SHARED_DATA, run_frontier
 
@@ -165,3 +167,22 @@ def test_what_is_no_trace(tmp_path: Path) -> None:
         read_trace(other)
     with pytest.raises(UserError, match="absent"):
         read_trace(tmp_path / "absent.json")
+
+
+def test_the_command_refuses_what_is_no_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="usage"):
+        main([])
+    damaged = tmp_path / "damaged.json.gz"
+    damaged.write_bytes(b"\x1f\x8b" + bytes(range(200)))
+    with pytest.raises(UserError, match="is damaged"):
+        main([str(damaged)])
+    odd = tmp_path / "odd.json"
+    odd.write_text(
+        '{"traceEvents": [1, {"ph": "X", "ts": 1, "dur": 2000000, "cat": "kernel", "name": 5, "args": 3, "pid": 7}]}'
+    )
+    assert main([str(odd)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:5] == ["odd.json", "7", "0", "2.0000", "2.0000"]
+    done = subprocess.run(
+        [sys.executable, "-m", "frontier_profiling.measure.kineto", tmp_path / "gone"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from frontier.errors import UserError
-from frontier_profiling.measure.data_only import data_only_row
 from frontier_profiling.measure.summary import measured_row
 from frontier_profiling.measure.timed import after_warm_up, median_interval, timed
-from frontier_profiling.rows import Row, from_json, to_csv, to_json
+from frontier_profiling.rows import from_json, to_csv, to_json
 from tests.conftest import read_jsonl, run_frontier
 from tests.profiling.runs import GLOBAL_BATCH, WORLD, make_run, write_lines
 
@@ -209,16 +207,3 @@ def test_a_run_made_here(toy: Path, tmp_path: Path) -> None:
         assert inside == pytest.approx(line["exposed_s"], abs=1e-6)
         assert line["rss_gib"] <= line["rss_peak_gib"] and line["memory_allocated_gib"] is None
     json.dumps(row.as_dict(), allow_nan=False)
-
-
-def test_reading_alone(shards: Path) -> None:
-    row = data_only_row(shards, 8, 2, windows=6, system="here", series="io")
-    assert (row.data, row.devices, row.global_batch, row.limit, row.system) == ("only", 2, 16, "data", "here")
-    assert row.step_s and row.images_per_s == pytest.approx(16 / row.step_s)
-    assert row.steps_timed == 6 * row.facts["batches_a_window"] and row.step_ci95_s
-    assert row.facts["series"] == "io" and math.isfinite(row.facts["mib_per_s"])
-    assert isinstance(from_json(to_json([row]))[0], Row)
-    with pytest.raises(UserError, match="nope"):
-        data_only_row(shards, 8, 1, column="nope")
-    with pytest.raises(UserError, match="at least 1"):
-        data_only_row(shards, 0, 1)

@@ -27,7 +27,7 @@ GRID = {
 
 
 def test_every_combination_is_a_point_with_its_own_name(tmp_path: Path) -> None:
-    found = made(tmp_path / "s.yaml", grid={**GRID, "prefetch": [0, 1]})
+    found = made(tmp_path / "s.yaml", "data.image_size=224", grid={**GRID, "prefetch": [0, 1]})
     assert len(found) == 2 * 3 * 3 * 2 == len({point.id for point in found})
     one = next(p for p in found if p.id == "vit_1b-hybrid_16-n64-prefetch1")
     assert (one.ranks, one.global_batch, one.accumulation, one.skip) == (512, 512 * 32, 1, "")
@@ -113,6 +113,12 @@ def test_patterns_choose_points(tmp_path: Path) -> None:
         ({"grid": {"model": "vit_debug", "ranks": [1, 1]}}, "a value stands twice"),
         ({"grid": {"model": "vit_debug", "ranks": []}}, "at least one value"),
         ({"exclude": [{"strategie": "ddp"}]}, "did you mean 'strategy'"),
+        ({"exclude": [{"ranks": ">1.2.3"}]}, "comparisons are"),
+        ({"exclude": [{"strategy": ">2"}]}, "comparisons are"),
+        ({"exclude": [{"strategy": "hybrd_2"}]}, "'hybrd_2' is no strategy"),
+        ({"exclude": [{"model": {"a": 1}}]}, "takes a value"),
+        ({"grid": {"model": "vit_debug", "ranks": True}}, "true and false"),
+        ({"grid": {"model": "vit_debug", "ranks": 1, "prefetch": -1}}, "greater than or equal to 0"),
         ({"scaling": "strong"}, "needs grid.global_batch"),
         ({"mode": "guessed"}, "mode"),
         ({"name": "a/b"}, "names the study's folder"),
@@ -131,6 +137,32 @@ def test_unknown_models_and_studies_name_the_nearest(tmp_path: Path) -> None:
         find("weak_scalling")
     with pytest.raises(UserError, match="leaves no point"):
         made(tmp_path / "s.yaml", exclude=[{"model": "*"}])
+    with pytest.raises(UserError, match='did you mean "vit_base"'):
+        made(tmp_path / "s.yaml", exclude=[{"model": "vit_bas"}])
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"data.imagesize": 64}, "did you mean 'data.image_size'"),
+        ({"data.image_size": "large"}, "config data.image_size"),
+        ({"parallel.strateg": "ddp"}, "did you mean 'parallel.strategy'"),
+        ({"parallel.timeout_s": -1}, "config parallel.timeout_s"),
+        ({"train.warmup": 1}, "did you mean 'train.warmup_steps'"),
+        ({"optimiser.lr": 1}, "unknown config key 'optimiser'"),
+        ({"log": 5}, "config.log is a section"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["measured", "predicted"])
+def test_mistakes_in_the_config_are_told_in_every_mode(tmp_path: Path, mode: str, config: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        made(tmp_path / "s.yaml", mode=mode, config=config)
+
+
+def test_the_config_may_hold_what_only_some_points_take(tmp_path: Path) -> None:
+    grid = {"model": "vit_debug", "strategy": "full_shard", "ranks": 4, "tensor": [1, 2]}
+    found = made(tmp_path / "s.yaml", grid=grid, config={"parallel.sequence_parallel": False})
+    assert [bool(point.skip) for point in found if point.tensor == 2] == [False]
 
 
 def test_a_study_extends_another_and_lies_over_a_runs_config(tmp_path: Path) -> None:
@@ -179,3 +211,17 @@ def test_shipped_studies_are_whole(path: Path) -> None:
     assert len({p.id for p in found}) == len(found) and any(not p.skip for p in found)
     if loaded.mode == "measured":
         assert loaded.grid.ranks is not None and max(p.ranks for p in found) <= 4
+
+
+def test_the_patch_must_divide_the_image(tmp_path: Path) -> None:
+    grid = {"model": ["vit_debug", "vit_1b"], "strategy": "ddp", "ranks": 1, "data": "shards"}
+    skips = {p.model: p.skip for p in made(tmp_path / "s.yaml", grid=grid)}
+    assert not skips["vit_debug"] and "image_size 32 is not a multiple of patch 14" in skips["vit_1b"]
+    assert not any(p.skip for p in made(tmp_path / "s.yaml", "data.image_size=112", grid=grid))
+
+
+def test_images_are_as_large_as_stored_where_nothing_else_is_said(tmp_path: Path) -> None:
+    path = study(tmp_path / "s.yaml", config={"data": {"shards": str(tmp_path / "shards")}})
+    (tmp_path / "shards" / "manifest.json").write_text('{"images": {"image": {"shape": [3, 64, 64]}}}')
+    assert {p.image_size for p in points(read_study(path), 1)} == {64}
+    assert {p.image_size for p in points(read_study(path, ["grid.data=synthetic"]), 1)} == {224}

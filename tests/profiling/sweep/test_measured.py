@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -13,6 +15,8 @@ import pytest
 import yaml
 
 from frontier.claim import claimed
+from frontier.errors import UserError
+from frontier_profiling.sweep.state import write_text
 from tests.conftest import run_frontier
 from tests.profiling.sweep.fakes import attempts, begin, environment, status, statuses, study, sweep
 
@@ -179,6 +183,37 @@ def test_real_runs(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
     assert (trained["status"], read["status"]) == ("done", "done")
     assert trained["steps_timed"] == 8 and 0 < trained["images_per_s"] < read["images_per_s"]
     assert trained["memory_gib"]["peak"] > 0 and not read["memory_gib"]
+    assert read["step_s_low"] <= read["step_s"] == read["global_batch"] / read["images_per_s"] <= read["step_s_high"]
+    assert read["steps_timed"] >= 2 * read["facts"]["batches_a_window"] and read["limit"] == "data"
     run = tmp_path / "out" / "points" / "vit_debug-full_shard-r2-shards" / "run"
     assert not list((run / "checkpoints").glob("step_*"))
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["steps"] == 10
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _text: str, **_: str) -> None:
+        Path.touch(_path)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "status.json").touch()
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="No space left"):
+        write_text(tmp_path / "status.json", "{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"status": ', '{"status": 5}', '{"status": "dnoe"}', '{"status": "done", "attempts": "x"}']
+)
+def test_damaged_files_are_as_good_as_none(tmp_path: Path, text: str) -> None:
+    path, out = study(tmp_path / "s.yaml"), tmp_path / "out"
+    folder = out / "points" / DDP
+    folder.mkdir(parents=True)
+    (folder / "status.json").write_text(text)
+    (folder / "point.json").write_text("[1, 2")
+    (out / "rows.json").write_text('{"rows": [5]}')
+    done = sweep(path, "--out", out, "--only", "*/ddp")
+    assert done.returncode == 0, done.stderr
+    assert status(out, DDP)["status"] == "done" and status(out, DDP)["attempts"] == 1

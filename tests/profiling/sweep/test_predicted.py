@@ -75,6 +75,8 @@ def test_dry_run_and_list_write_nothing(
         (["weak"], "no study 'weak'"),
         (["gone.yaml"], "no study gone.yaml"),
         ([], "name a study"),
+        (["--set", "steps=3", "whole"], "before --set and --only"),
+        (["whole", "--set", "base=run.yaml"], "stands in a study's file"),
         (["whole", "--retry", "sometimes"], "--retry sometimes"),
         (["whole", "--retry", "oom"], "the study is predicted"),
         (["whole", "--collect"], "go with --mode submitted"),

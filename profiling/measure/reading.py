@@ -1,7 +1,8 @@
-"""`python -m frontier_profiling.sweep.reading CONFIG --ranks N`: what a run reads, without training: the data-only point of a study.
+"""`python -m frontier_profiling.measure.reading CONFIG --ranks N`: what a run reads, without training: the data-only point of a study.
 
-Every rank reads its own share of every global batch with the run's own loader, as fast as it can. RUN/reading.json holds images/s
-of all ranks together, over the slowest rank's time.
+Every rank reads its own share of every global batch with the run's own loader, as fast as it can. Blocks are read a window of
+batches at a time, so a window is what is timed: RUN/reading.json holds its seconds a batch, those of the slowest rank. The first window
+is warm-up. The cache of the file system is left as it is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from frontier.errors import EXIT_OK, UserError
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code. Raises UserError."""
     parser = argparse.ArgumentParser(
-        prog="python -m frontier_profiling.sweep.reading", description=(__doc__ or "").split("\n")[0]
+        prog="python -m frontier_profiling.measure.reading", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("config")
     parser.add_argument("--ranks", type=int, default=1, metavar="N", help="ranks on this machine, without a launcher")
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     if ranks.source == "alone" and args.ranks > 1:
         from frontier.launch.local import run_local
 
-        return run_local([sys.executable, "-m", "frontier_profiling.sweep.reading", args.config], args.ranks)
+        return run_local([sys.executable, "-m", "frontier_profiling.measure.reading", args.config], args.ranks)
 
     import torch
     import torch.distributed as dist
@@ -51,35 +52,35 @@ def main(argv: Sequence[str]) -> int:
         plan.dims.data_ranks,
         config.data.workers,
     )
-    # Whole windows: a window's first batch waits for all of it, the others come at once.
     window = plan.sampler.window
-    steps = max(2, -(-plan.steps // window)) * window
+    windows = max(2, -(-plan.steps // window))
     with process_group(ranks, torch.device("cpu"), config.parallel.timeout_s):
         batches = loader.batches(0)
         for _ in range(window):
             next(batches)
         dist.barrier()
-        began = time.perf_counter()
-        for _ in range(steps):
-            next(batches)
-        slowest = torch.tensor(time.perf_counter() - began, dtype=torch.float64)
+        slowest = torch.zeros(windows, dtype=torch.float64)
+        begun = time.perf_counter()
+        for index in range(windows):
+            for _ in range(window):
+                next(batches)
+            now = time.perf_counter()
+            slowest[index], begun = (now - begun) / window, now
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
         batches.close()  # type: ignore[attr-defined]
         loader.close()
     if ranks.is_main:
-        seconds, images = float(slowest), steps * plan.batch.global_batch
         found = {
-            "steps": steps,
-            "seconds": seconds,
-            "images_per_s": images / seconds,
-            "bytes_per_s": images * loader.sample_bytes / seconds,
+            "batches_a_window": window,
+            "batch_s": slowest.tolist(),
+            "batch_bytes": plan.batch.global_batch * loader.sample_bytes,
         }
         folder = Path(config.run.dir)
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / ".reading.part"
         part.write_text(json.dumps(found))
         os.replace(part, folder / "reading.json")
-        print(f"done: {images} images in {seconds:.2f} s, {images / seconds:.1f} images/s")
+        print(f"done: {windows} windows of {window} batches of {plan.batch.global_batch} images")
     return EXIT_OK
 
 
