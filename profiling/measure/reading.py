@@ -24,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m frontier_profiling.measure.reading", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as run.dir=NEW")
     parser.add_argument("--ranks", type=int, default=1, metavar="N", help="ranks on this machine, without a launcher")
     args = parser.parse_args(argv)
     from frontier.launch.ranks import discover
@@ -32,7 +33,9 @@ def main(argv: Sequence[str]) -> int:
     if ranks.source == "alone" and args.ranks > 1:
         from frontier.launch.local import run_local
 
-        return run_local([sys.executable, "-m", "frontier_profiling.measure.reading", args.config], args.ranks)
+        return run_local(
+            [sys.executable, "-m", "frontier_profiling.measure.reading", args.config, *args.overrides], args.ranks
+        )
 
     import torch
     import torch.distributed as dist
@@ -42,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     from frontier.launch.process_group import process_group
     from frontier.train.plan import resolve
 
-    config = load_config(args.config)
+    config = load_config(args.config, args.overrides)
     plan = resolve(config, ranks.world_size, check_shards=ranks.is_main)
     loader = Loader(
         plan.shards,

@@ -119,7 +119,6 @@ def end(process: subprocess.Popen[bytes], gently: bool) -> None:
 
 def seen_command(study: Study, point: Point, where: Place) -> str:
     """The line that reproduces a measured row."""
-    if point.data == "only":
-        return f"python -m frontier_profiling.measure.reading {where.config} --ranks {point.ranks}"
     threads = f"OMP_NUM_THREADS={study.threads} " if study.threads else ""
-    return f"{threads}frontier pretrain {where.config} run.dir=NEW --ranks {point.ranks}"
+    verb = "python -m frontier_profiling.measure.reading" if point.data == "only" else "frontier pretrain"
+    return f"{threads}{verb} {where.config} run.dir=NEW --ranks {point.ranks}"

@@ -184,6 +184,8 @@ def test_real_runs(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
     assert trained["steps_timed"] == 8 and 0 < trained["images_per_s"] < read["images_per_s"]
     assert trained["memory_gib"]["peak"] > 0 and not read["memory_gib"]
     assert read["step_s_low"] <= read["step_s"] == read["global_batch"] / read["images_per_s"] <= read["step_s_high"]
+    assert "OMP_NUM_THREADS=1 python -m frontier_profiling.measure.reading" in read["command"]
+    assert " run.dir=NEW " in read["command"]
     assert read["steps_timed"] >= 2 * read["facts"]["batches_a_window"] and read["limit"] == "data"
     run = tmp_path / "out" / "points" / "vit_debug-full_shard-r2-shards" / "run"
     assert not list((run / "checkpoints").glob("step_*"))
