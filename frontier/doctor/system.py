@@ -207,6 +207,10 @@ def describe(
         f"product_efficiency_{dtype}": measured(typical(here, dtype) / peaks[dtype]) for dtype in rates.DTYPES
     }
     efficiency["memory_efficiency"] = measured(elementwise(here, "fp32") / here["triad"])
+    for dtype in rates.DTYPES:
+        forward, backward = here[f"attention.{dtype}.forward"], here[f"attention.{dtype}.backward"]
+        efficiency[f"attention_tflops_{dtype}"] = measured(3 / (1 / forward + 2 / backward))
+        efficiency[f"elementwise_gb_per_s_{dtype}"] = measured(elementwise(here, dtype))
     block = here["sharded.forward"] + here["sharded.backward"]
     efficiency["launch_s"] = measured(block / 3, of="one pass of a block under FSDP: forward counts 1, backward 2")
     efficiency["optimizer_gb_per_s"] = measured(here["optimizer"], bytes_a_parameter=rates.ADAMW_BYTES)

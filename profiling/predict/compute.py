@@ -50,10 +50,22 @@ def compute(case: Case, c: Constants) -> Compute:
     rate *= c.tensor_products ** math.log2(case.tensor)
     bandwidth = device.memory_gb_per_s * 1e9 * c.memory_efficiency
     inside = sum(stack.blocks * stack.block_flops for stack in work.stacks)
+    # Where a machine's attention was measured it counts by itself, else at the rate of products.
+    attention_rate = case.system.constant(f"attention_tflops_{case.precision}")
+    attention = sum(stack.blocks * stack.attention_flops for stack in work.stacks) if attention_rate else 0
     # Outside the blocks nothing is recomputed, and the embedding's input needs no gradient.
-    product_s = images * (inside * products + work.outside_flops * 2.5) / rate
-    values = sum(stack.blocks * stack.elementwise_values for stack in work.stacks)
-    element_s = images * values * elementwise * case.element_bytes / bandwidth
+    product_s = images * ((inside - attention) * products + work.outside_flops * 2.5) / rate
+    if attention_rate:
+        product_s += images * attention * products / (attention_rate * 1e12)
+    plain_rate = case.system.constant(f"elementwise_gb_per_s_{case.precision}")
+    if plain_rate:
+        # Measured over both passes together: 7 tensors are read and written forward, 9 backward.
+        plain = sum(stack.blocks * stack.plain_values for stack in work.stacks)
+        passes = 1 + 9 / 7 + (elementwise - 3)
+        element_s = images * plain * passes * case.element_bytes / (plain_rate * 1e9)
+    else:
+        values = sum(stack.blocks * stack.elementwise_values for stack in work.stacks)
+        element_s = images * values * elementwise * case.element_bytes / bandwidth
     launch_s = times * work.blocks * host * c.launch_s * (1 + c.tensor_launch * (case.tensor > 1))
     own = work.parameters / dims.shard / dims.tensor
     measured = case.system.constant("optimizer_gb_per_s")

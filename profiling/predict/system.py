@@ -13,6 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from frontier.errors import UserError
 
+MEASURED_RATES = (
+    "optimizer_gb_per_s",
+    *(f"{rate}_{dtype}" for rate in ("attention_tflops", "elementwise_gb_per_s") for dtype in ("fp32", "bf16")),
+)
+"""Of a machine that `frontier doctor` measured: they take the place of shares of its peaks."""
 FOLDER = Path(__file__).parent.parent / "systems"
 
 
@@ -114,7 +119,7 @@ class System(_Part):
 
         from frontier_profiling.predict.constants import Constants
 
-        known = [*(field.name for field in fields(Constants)), "optimizer_gb_per_s", "spread"]
+        known = [*(field.name for field in fields(Constants)), "spread", *MEASURED_RATES]
         for name, node in self.efficiency.items():
             if name in TABLES:
                 continue

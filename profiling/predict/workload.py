@@ -58,6 +58,16 @@ class Stack:
         token = 28 * self.width + (8 if gated else 4) * self.hidden
         return self.tokens * token + 5 * self.heads * self.tokens**2
 
+    @property
+    def attention_flops(self) -> int:
+        """Of `block_flops`, those of scores and their product with the values."""
+        return 4 * self.tokens**2 * self.width
+
+    @property
+    def plain_values(self) -> int:
+        """Of `elementwise_values`, what is neither an operand of a product nor part of attention: norms, residuals, activation."""
+        return self.tokens * (10 * self.width + (5 if self.mlp == "gated" else 2) * self.hidden)
+
     def kept_values(self) -> float:
         """Values that a block keeps for its backward pass, an image: input, norm, q k v on all its tokens; attention's result, second
         residual, its norm and the MLP's (two of `hidden`, gated four) on those that go on.
