@@ -139,6 +139,16 @@ def block_overhead_s(device: torch.device, dtype: torch.dtype = torch.float32, r
     return both(block, torch.randn(1, 2, 8, device=device).to(dtype), repeats)
 
 
+def whole_blocks(sizes: dict[str, int], dtype: torch.dtype, device: torch.device, repeats: int = 5) -> Both:
+    """Real transformer blocks, one after the other, on one batch: what the parts above are parts of.
+
+    `sizes`: blocks, batch, tokens, width, heads, hidden.
+    """
+    blocks = nn.Sequential(*(Block(sizes["width"], sizes["heads"], sizes["hidden"]) for _ in range(sizes["blocks"])))
+    x = torch.randn(sizes["batch"], sizes["tokens"], sizes["width"], device=device).to(dtype)
+    return both(blocks.to(device=device, dtype=dtype), x, repeats)
+
+
 def sharded_block_s(mesh: DeviceMesh, repeats: int = 5, blocks: int = 4) -> Both:
     """The same block under FSDP2 with nobody to talk to (a mesh of one rank): its hooks, copies and streams included."""
     device = torch.device(mesh.device_type)  # of an accelerator the current one

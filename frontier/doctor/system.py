@@ -33,6 +33,8 @@ CPU_SIZES = (
     (512, 768, 3072),
 )
 GPU_SIZES = ((8192, 768, 2304), (8192, 1536, 6144), (8192, 2816, 8448), (8192, 2816, 11264), (8192, 11264, 2816))
+CPU_BLOCKS = {"blocks": 3, "batch": 16, "tokens": 50, "width": 384, "heads": 6, "hidden": 1536}
+GPU_BLOCKS = {"blocks": 3, "batch": 32, "tokens": 257, "width": 1536, "heads": 16, "hidden": 6144}
 QUICK_SIZES = ((512, 192, 768), (512, 384, 1536))
 
 
@@ -63,6 +65,8 @@ def constants(device: torch.device, mesh: DeviceMesh, quick: bool = False) -> di
             moved[0] / done.forward_s / 1e9,
             moved[1] / done.backward_s / 1e9,
         )
+        done = rates.whole_blocks(CPU_BLOCKS if cpu else GPU_BLOCKS, dtype, device, repeats)
+        found[f"whole.{name}"] = done.forward_s + done.backward_s
         done = rates.block_overhead_s(device, dtype, repeats)
         found[f"block.{name}.forward"], found[f"block.{name}.backward"] = done.forward_s, done.backward_s
     sharded = rates.sharded_block_s(mesh, repeats)
@@ -168,6 +172,7 @@ def _table(found: dict[str, Any]) -> dict[str, Any]:
                 "forward": found[f"elementwise.{name}.forward"],
                 "backward": found[f"elementwise.{name}.backward"],
             },
+            "whole_blocks_s": found[f"whole.{name}"],
             "block_overhead_s": {
                 "forward": found[f"block.{name}.forward"],
                 "backward": found[f"block.{name}.backward"],
@@ -211,6 +216,7 @@ def describe(
         forward, backward = here[f"attention.{dtype}.forward"], here[f"attention.{dtype}.backward"]
         efficiency[f"attention_tflops_{dtype}"] = measured(3 / (1 / forward + 2 / backward))
         efficiency[f"elementwise_gb_per_s_{dtype}"] = measured(elementwise(here, dtype))
+        efficiency[f"blocks_s_{dtype}"] = measured(here[f"whole.{dtype}"], **(CPU_BLOCKS if cpu else GPU_BLOCKS))
     block = here["sharded.forward"] + here["sharded.backward"]
     efficiency["launch_s"] = measured(block / 3, of="one pass of a block under FSDP: forward counts 1, backward 2")
     efficiency["optimizer_gb_per_s"] = measured(here["optimizer"], bytes_a_parameter=rates.ADAMW_BYTES)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from frontier_profiling.predict.case import Case
 from frontier_profiling.predict.constants import Constants
+from frontier_profiling.predict.system import System
+from frontier_profiling.predict.workload import Stack
 
 OPTIMIZER_BYTES = 28
 """AdamW a parameter: reads weight, gradient and two moments (16), writes weight and moments (12); float32."""
@@ -49,23 +52,13 @@ def compute(case: Case, c: Constants) -> Compute:
     rate = device.peak_tflops[case.precision] * 1e12 * c.product_efficiency(case.precision)
     rate *= c.tensor_products ** math.log2(case.tensor)
     bandwidth = device.memory_gb_per_s * 1e9 * c.memory_efficiency
-    inside = sum(stack.blocks * stack.block_flops for stack in work.stacks)
-    # Where a machine's attention was measured it counts by itself, else at the rate of products.
-    attention_rate = case.system.constant(f"attention_tflops_{case.precision}")
-    attention = sum(stack.blocks * stack.attention_flops for stack in work.stacks) if attention_rate else 0
     # Outside the blocks nothing is recomputed, and the embedding's input needs no gradient.
-    product_s = images * ((inside - attention) * products + work.outside_flops * 2.5) / rate
-    if attention_rate:
-        product_s += images * attention * products / (attention_rate * 1e12)
-    plain_rate = case.system.constant(f"elementwise_gb_per_s_{case.precision}")
-    if plain_rate:
-        # Measured over both passes together: 7 tensors are read and written forward, 9 backward.
-        plain = sum(stack.blocks * stack.plain_values for stack in work.stacks)
-        passes = 1 + 9 / 7 + (elementwise - 3)
-        element_s = images * plain * passes * case.element_bytes / (plain_rate * 1e9)
-    else:
-        values = sum(stack.blocks * stack.elementwise_values for stack in work.stacks)
-        element_s = images * values * elementwise * case.element_bytes / bandwidth
+    outside_s = images * work.outside_flops * 2.5 / rate
+    product_s, element_s = blocks_s(
+        case.system, work.stacks, images, case.precision, products, elementwise, rate, bandwidth
+    )
+    more = whole_over_parts(case.system, case.precision, rate, bandwidth)
+    product_s, element_s = product_s * more + outside_s, element_s * more
     launch_s = times * work.blocks * host * c.launch_s * (1 + c.tensor_launch * (case.tensor > 1))
     own = work.parameters / dims.shard / dims.tensor
     measured = case.system.constant("optimizer_gb_per_s")
@@ -74,3 +67,36 @@ def compute(case: Case, c: Constants) -> Compute:
         speed = c.host_update_gb_per_s * 1e9 / min(case.devices, case.system.node.devices)
     update_s = OPTIMIZER_BYTES * own / speed
     return Compute(product_s, element_s, launch_s, update_s, (products - 1) / products)
+
+
+def blocks_s(
+    system: System, stacks: Sequence[Stack], images: int, precision: str, products: float, elementwise: float, rate: float,
+    bandwidth: float,
+) -> tuple[float, float]:  # fmt: skip
+    """(seconds of products, of elementwise work) of blocks on so many images; `products` and `elementwise` count passes, `rate` is
+    FLOP/s, `bandwidth` bytes/s. Where a machine's attention or elementwise work was measured, it counts at its own rate.
+    """
+    flops = sum(stack.blocks * stack.block_flops for stack in stacks)
+    element_bytes = 2 if precision == "bf16" else 4
+    attention_rate, plain_rate = (
+        system.constant(f"{name}_{precision}") for name in ("attention_tflops", "elementwise_gb_per_s")
+    )
+    product_s = images * flops * products / rate
+    if attention_rate:
+        attention = images * sum(stack.blocks * stack.attention_flops for stack in stacks) * products
+        product_s += attention / (attention_rate * 1e12) - attention / rate
+    if plain_rate:
+        # Measured over both passes together: 7 tensors are read and written forward, 9 backward.
+        plain = sum(stack.blocks * stack.plain_values for stack in stacks)
+        return product_s, images * plain * (1 + 9 / 7 + elementwise - 3) * element_bytes / (plain_rate * 1e9)
+    values = sum(stack.blocks * stack.elementwise_values for stack in stacks)
+    return product_s, images * values * elementwise * element_bytes / bandwidth
+
+
+def whole_over_parts(system: System, precision: str, rate: float, bandwidth: float) -> float:
+    """What real blocks took on this machine over the sum of their parts, 1 where they were not measured or it is less."""
+    node = system.efficiency.get(f"blocks_s_{precision}")
+    if node is None:
+        return 1.0
+    stack = Stack(node["blocks"], node["tokens"], node["width"], node["heads"], node["hidden"], "plain")
+    return max(1.0, node["value"] / sum(blocks_s(system, [stack], node["batch"], precision, 3.0, 3.0, rate, bandwidth)))

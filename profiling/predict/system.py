@@ -15,9 +15,14 @@ from frontier.errors import UserError
 
 MEASURED_RATES = (
     "optimizer_gb_per_s",
-    *(f"{rate}_{dtype}" for rate in ("attention_tflops", "elementwise_gb_per_s") for dtype in ("fp32", "bf16")),
+    *(
+        f"{rate}_{dtype}"
+        for rate in ("attention_tflops", "elementwise_gb_per_s", "blocks_s")
+        for dtype in ("fp32", "bf16")
+    ),
 )
 """Of a machine that `frontier doctor` measured: they take the place of shares of its peaks."""
+BLOCK_SIZES = ("blocks", "batch", "tokens", "width", "heads", "hidden")
 FOLDER = Path(__file__).parent.parent / "systems"
 
 
@@ -138,6 +143,9 @@ class System(_Part):
                     else "a positive number"
                 )
                 raise ValueError(f"efficiency.{name} {value:g}: give {bound}")
+            sizes = [node.get(size) if isinstance(node, dict) else None for size in BLOCK_SIZES]
+            if name.startswith("blocks_s") and not all(type(size) is int and size > 0 for size in sizes):
+                raise ValueError(f"efficiency.{name}: give {', '.join(BLOCK_SIZES)} of the blocks beside their value")
         return self
 
     def __hash__(self) -> int:
