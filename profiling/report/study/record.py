@@ -20,7 +20,7 @@ from frontier_profiling.report.wording import flat as flat_text
 from frontier_profiling.rows import Row, flat
 
 MOST_TEXT = 240
-OF_ONE_POINT = ("wall_s", "attempts", "slurm_job_id", "date", "time")
+OF_ONE_POINT = ("wall_s", "attempts", "slurm_job_id", "date", "time", "rss_before_model_gib")
 """Facts that tell points apart rather than the environment: shown where all rows have the same."""
 
 
