@@ -81,5 +81,5 @@ def test_more_is_more():
 def test_offload_moves_the_states_to_the_host():
     base = Case("vit_5b", SYSTEM, 1, "full_shard")
     moved = memory(base.but(offload=True))
-    assert "optimizer" not in moved.parts and moved.peak < memory(base).peak
+    assert moved.parts["optimizer"] == moved.parts["parameters"] == 0.0 and moved.peak < memory(base).peak
     assert sum(moved.on_host.values()) == pytest.approx(16 * base.work.parameters / 8 / 2**30, rel=0.01)
