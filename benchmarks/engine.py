@@ -124,7 +124,8 @@ def overhead_worker(args: argparse.Namespace) -> dict[str, Any] | None:
         def ours() -> None:
             nonlocal done
             before = time.perf_counter()
-            result = stepper.step(batches, 1e-4, guard.limits(), False, False, [])
+            with stepper.waits.counting():
+                result = stepper.step(batches, 1e-4, guard.limits(), False, False, [])
             done += 1
             guard.judge(done, result.update.made, result.update.norm, result.loss)
             if ranks.is_main:

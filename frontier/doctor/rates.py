@@ -69,10 +69,6 @@ class Both:
     forward_s: float
     backward_s: float
 
-    @property
-    def total_s(self) -> float:
-        return self.forward_s + self.backward_s
-
 
 def both(function: Callable[[Tensor], Tensor], x: Tensor, repeats: int = 5, least_s: float = 2e-3) -> Both:
     """Time `function` and its gradient, with respect to x and to the parameters it holds.

@@ -330,7 +330,7 @@ def _row(
     """One line of metrics.jsonl."""
     images_per_s = plan.batch.global_batch / step_s
     tflops = images_per_s * plan.flops_per_image / facts["world_size"] / 1e12
-    again = plan.hardware_flops_per_image
+    again = facts["hardware_flops_per_image"]
     hardware = None if again is None else tflops * again / plan.flops_per_image
     peak = facts["peak_tflops"]
     memory, kind = memory_gib(device)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from frontier.errors import UserError
 from frontier.launch.mesh import ParallelDims, divisors
 from frontier_profiling.predict.case import UNGATHERED, Case
 from frontier_profiling.predict.predict import check_tensor, predict
@@ -35,7 +33,7 @@ def search(case: Case, tensors: Sequence[int] | None = None) -> list[Row]:
     """Every strategy and tensor degree (inside a node) at the batch and checkpointing of `case`, the quickest first; what does not fit
     stands at the end.
     """
-    return ranked(_predicted(candidates(case, tensors)))
+    return ranked([predict(point) for point in candidates(case, tensors)])
 
 
 def free_search(case: Case, tensors: Sequence[int] | None = None) -> list[Row]:
@@ -47,7 +45,7 @@ def free_search(case: Case, tensors: Sequence[int] | None = None) -> list[Row]:
             cases += candidates(
                 case.but(micro_batch=micro, accumulation=local // micro, activation_checkpointing=kind), tensors
             )
-    return ranked(_predicted(cases))
+    return ranked([predict(point) for point in cases])
 
 
 def candidates(case: Case, tensors: Sequence[int] | None = None) -> list[Case]:
@@ -67,10 +65,6 @@ def candidates(case: Case, tensors: Sequence[int] | None = None) -> list[Case]:
 
 def _divides(case: Case, tensor: int) -> bool:
     return all(stack.heads % tensor == 0 and stack.hidden % tensor == 0 for stack in case.work.stacks)
-
-
-def _predicted(cases: Iterable[Case]) -> list[Row]:
-    return [predict(case) for case in cases]
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
@@ -138,31 +132,3 @@ def _against(first: Row, other: Row) -> str:
     }
     reason = max(gaps, key=lambda name: gaps[name])
     return f"{name_of(other)} is {less:.0f} % slower: it {reason} ({gaps[reason]:+.2f} s a step)"
-
-
-def sweep_models(case: Case, models: Sequence[str], nodes: Sequence[int], words: Sequence[str]) -> list[Row]:
-    """The grid of models x nodes x strategies, in that order; a word that does not divide the devices is a row with status
-    `skipped`.
-    """
-    rows = []
-    for model, n, word in itertools.product(models, nodes, words):
-        point = case.but(model=model, nodes=n, strategy=word)
-        try:
-            rows.append(predict(point))
-        except UserError as error:
-            rows.append(
-                Row(
-                    source="predicted",
-                    model=model,
-                    system=case.system.name,
-                    strategy=word,
-                    nodes=n,
-                    devices=point.devices,
-                    micro_batch=case.micro_batch,
-                    status="skipped",
-                    error=str(error),
-                    workload=case.workload,
-                    engine=case.engine,
-                )
-            )
-    return rows

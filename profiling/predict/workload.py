@@ -139,11 +139,6 @@ class Workload:
     def blocks(self) -> int:
         return sum(stack.blocks for stack in self.stacks)
 
-    @property
-    def largest_block(self) -> int:
-        """Parameters of the largest block."""
-        return max(stack.block_parameters for stack in self.stacks)
-
 
 def _root(width: int, values: int) -> tuple[tuple[int, ...], ...]:
     """Patch embedding, [cls], final norm."""

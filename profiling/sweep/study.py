@@ -15,7 +15,6 @@ from frontier.errors import UserError
 
 SHIPPED = Path(__file__).resolve().parent.parent / "studies"
 Mode = Literal["measured", "submitted", "predicted"]
-MODES = ("measured", "submitted", "predicted")
 
 NUMBERS = ("nodes", "ranks", "micro_batch", "global_batch", "tensor", "prefetch")
 """Axes that compare."""
