@@ -24,3 +24,24 @@ for program in slurmctld slurmd srun munged; do
     break
   fi
 done
+
+# The tests read the job scripts with it: without it those tests are skipped and say so.
+if ! command -v shellcheck >/dev/null; then
+  if ! can_install || ! install shellcheck; then
+    echo "no shellcheck: the job scripts are not linted (Debian, as root: apt-get install shellcheck)" >&2
+  fi
+fi
+
+# A clock that is wrong on one node only, for frontier doctor.
+if ! compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null; then
+  if ! can_install || ! install faketime; then
+    echo "no libfaketime: tests of wrong clocks will be skipped (Debian, as root: apt-get install faketime)" >&2
+  fi
+fi
+
+# The `module` command of supercomputers, for the Frontier job script.
+if [ ! -e /usr/share/lmod/lmod/init/bash ]; then
+  if ! can_install || ! install lmod; then
+    echo "no Lmod: the tests of Frontier's modules will be skipped (Debian, as root: apt-get install lmod)" >&2
+  fi
+fi

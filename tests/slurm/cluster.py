@@ -5,6 +5,8 @@
 
 Every node has a host name and a loopback address of its own (n1 is 127.0.0.11) by a namespace for its slurmd, so that jobs
 see what they see on a real machine: SLURM_STEP_NODELIST names hosts that resolve, and hostname() differs between nodes.
+Each has a disk of its own at /mnt/bb (300 MB of memory), the feature nvme, and eight GPUs as far as Slurm knows (empty files: it
+grants and refuses them; no rank can use one). Whole nodes only, as on Frontier; a requeued job waits 6 s instead of two minutes.
 `python -m tests.slurm.cluster` keeps one up to try things by hand. Accounting (sacct) is not there: it needs a database.
 """
 
@@ -37,7 +39,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CryptoType=crypto/munge
-AuthInfo=socket={base}/munge/socket
+AuthInfo=socket={base}/munge/socket,cred_expire=5
 StateSaveLocation={base}/state
 SlurmdSpoolDir={base}/spool/%n
 SlurmdPidFile={base}/slurmd.%n.pid
@@ -62,11 +64,13 @@ PreemptMode=REQUEUE
 ReturnToService=2
 SlurmdParameters=config_overrides
 KillWait={kill_wait_s}
+SlurmdTimeout=10
+GresTypes=gpu
 MinJobAge=300
 JobRequeue=1
 {nodes}
-PartitionName=batch Nodes=ALL Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
-PartitionName=high Nodes=ALL MaxTime=60 PriorityTier=10 PreemptMode=OFF
+PartitionName=batch Nodes=ALL Default=YES OverSubscribe=EXCLUSIVE MaxTime=UNLIMITED PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
+PartitionName=high Nodes=ALL OverSubscribe=EXCLUSIVE MaxTime=UNLIMITED PriorityTier=10 PreemptMode=OFF
 """
 
 
@@ -109,6 +113,10 @@ class Cluster:
             cwd=self.base,
         )
 
+    def inside(self, node: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        """A command that sees what a node's jobs see: its disk and its name."""
+        return self.run("nsenter", f"--target={self.daemons[node].pid}", "--mount", "--uts", *words)
+
     def state(self, job: str) -> str:
         """Of a job, as squeue says it: PENDING, RUNNING, COMPLETING, COMPLETED, …; "" where it is no longer known."""
         done = self.run("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}")
@@ -116,7 +124,7 @@ class Cluster:
 
     def wait(self, job: str, *states: str, seconds: float = 120) -> str:
         """Until the job is in one of the states (default: ended, however); returns its state."""
-        live = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED")
+        live = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "SIGNALING")
         found = ""
 
         def there() -> bool:
@@ -143,6 +151,23 @@ class Cluster:
         logs = sorted((self.base / "log").glob("*.log"))
         return "\n".join(f"== {log.name}\n" + "\n".join(_tail(log, 15)) for log in logs)
 
+    def lose(self, node: str) -> None:
+        """kill -9 of the node's slurmd and of all that runs there, as if it had lost power."""
+        self.daemons[node].kill()
+        self.daemons[node].wait()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                env = process.environ()
+                if (env.get("SLURM_CONF") == self.env["SLURM_CONF"] and env.get("SLURMD_NODENAME") == node) or (
+                    process.name().startswith("slurmstepd") and f"n{node[1:]}" in " ".join(process.cmdline())
+                ):
+                    process.kill()
+
+    def bring_back(self, node: str) -> None:
+        """Start the slurmd of a lost node again."""
+        _start_node(self, node)
+        self.run("scontrol", "update", f"nodename={node}", "state=resume")
+
     def stop(self) -> None:
         """Cancel all jobs, end every daemon and whatever they left; by process id, never by name."""
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
@@ -159,7 +184,7 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def running(base: Path | None = None, nodes: int = 4, cpus: int = 8, kill_wait_s: int = 2) -> Iterator[Cluster]:
+def running(base: Path | None = None, nodes: int = 4, cpus: int = 64, kill_wait_s: int = 2) -> Iterator[Cluster]:
     """A cluster of `nodes` nodes n1, n2, … of `cpus` cores in name, all on this machine; it ends with the block.
 
     Args:
@@ -193,11 +218,14 @@ def _prepare(base: Path, nodes: tuple[str, ...], cpus: int, kill_wait_s: int) ->
     first, *rest = ports
     lines = [
         f"NodeName={node} NodeAddr={_address(i)} Port={port} CPUs={cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={cpus} "
-        "ThreadsPerCore=1 RealMemory=16000"
+        "ThreadsPerCore=1 RealMemory=16000 Features=nvme Gres=gpu:8"
         for i, (node, port) in enumerate(zip(nodes, rest, strict=True))
     ]
     text = CONF.format(base=base, host=host, port=first, kill_wait_s=kill_wait_s, nodes="\n".join(lines))
     (base / "slurm.conf").write_text(text)
+    for i in range(8):
+        (base / f"gpu{i}").touch()
+    (base / "gres.conf").write_text(f"NodeName=n[1-{len(nodes)}] Name=gpu File={base}/gpu[0-7]\n")
     hosts = Path("/etc/hosts").read_text().rstrip("\n").splitlines()
     (base / "hosts").write_text("\n".join([*hosts, *(f"{_address(i)} {n}" for i, n in enumerate(nodes))]) + "\n")
     env = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
@@ -218,14 +246,18 @@ def _start(cluster: Cluster) -> None:
     until((munge / "socket").exists, 10, lambda: f"munged did not start\n{cluster.words()}")
     _spawn(cluster, "slurmctld", "slurmctld", "-D", "-i")
     for node in cluster.nodes:
-        inside = 'hostname "$1" && mount --bind "$2" /etc/hosts && exec slurmd -D -N "$1"'
-        _spawn(cluster, node, "unshare", "--mount", "--uts", "sh", "-c", inside, "sh", node, str(base / "hosts"))
+        _start_node(cluster, node)
 
     def idle() -> bool:
         done = cluster.run("sinfo", "--noheader", "--Node", "--partition=batch", "--format=%N %t")
         return sorted(done.stdout.splitlines()) == sorted(f"{node} idle" for node in cluster.nodes)
 
     until(idle, 60, lambda: f"no cluster: {cluster.run('sinfo').stdout}\n{cluster.words()}")
+
+
+def _start_node(cluster: Cluster, node: str) -> None:
+    inside = 'hostname "$1" && mount --bind "$2" /etc/hosts && mount -t tmpfs none /mnt && mkdir /mnt/bb && mount -t tmpfs -o size=300m nvme /mnt/bb && exec slurmd -D -N "$1"'
+    _spawn(cluster, node, "unshare", "--mount", "--uts", "sh", "-c", inside, "sh", node, str(cluster.base / "hosts"))
 
 
 def _spawn(cluster: Cluster, name: str, *words: str) -> None:
