@@ -28,7 +28,15 @@ extras = {
     "geo": ["rasterio>=1.4", "pyproj>=3.6"],
     "energy": ["nvidia-ml-py>=12"],  # AMD: the amdsmi of the installed ROCm
     "hdf5": ["hdf5plugin>=5.0"],
-    "test": ["pytest>=8", "ruff>=0.6", "mypy>=1.11", "types-PyYAML", "transformers>=5.0", "safetensors>=0.4"],
+    "test": [
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "ruff>=0.6",
+        "mypy>=1.11",
+        "types-PyYAML",
+        "transformers>=5.0",
+        "safetensors>=0.4",
+    ],
 }
 
 setup(
@@ -42,7 +50,7 @@ setup(
     packages=packages,
     package_dir=renamed,
     package_data={
-        "frontier_jobs": ["*.sh", "*.env", "configs/*.yaml"],
+        "frontier_jobs": ["*.sh", "*.env", "configs/*.yaml", "sites/*.yaml", "sites/*.sh", "templates/*"],
         "frontier_profiling": [
             *("report/*.j2", "report/*.css", "report/study/*.j2", "report/study/*.css", "report/study/*.js"),
             *("predict/*.yaml", "systems/*.yaml", "studies/*.yaml"),
@@ -63,7 +71,7 @@ setup(
         "pillow>=10",
     ],
     extras_require=extras,
-    entry_points={"console_scripts": ["frontier=frontier.cli:main"]},
+    entry_points={"console_scripts": ["frontier=frontier.__main__:run"]},
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",

@@ -1,9 +1,11 @@
-"""`python -m frontier`: the same as the `frontier` command; also how `--ranks N` starts each rank."""
+"""The `frontier` command, and `python -m frontier`, which is how `--ranks N` starts each rank."""
 
 import os
 import sys
 
 from frontier.cli import main
+from frontier.errors import UserError
+from frontier.launch.ranks import discover
 
 
 def leave(code: int) -> None:
@@ -11,12 +13,24 @@ def leave(code: int) -> None:
     tearing down PyTorch's threads can abort it (seen once in some hundred ranks: "terminate called without an active exception"),
     which its launcher would take for a failure.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "torch" in sys.modules:
+    if "torch" in sys.modules and _several():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
-if __name__ == "__main__":
+def _several() -> bool:
+    try:
+        return discover().world_size > 1
+    except UserError:
+        return False
+
+
+def run() -> None:
+    """The `frontier` command."""
     leave(main())
+
+
+if __name__ == "__main__":
+    run()

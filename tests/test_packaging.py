@@ -40,7 +40,10 @@ def test_wheel_holds_these_names_only(wheel: Path) -> None:
     assert "frontier_profiling/__init__.py" not in names
     for needed in (
         "frontier_jobs/pretrain_3b.sh",
+        "frontier_jobs/common.sh",
         "frontier_jobs/site.env",
+        "frontier_jobs/sites/frontier.yaml",
+        "frontier_jobs/sites/frontier.sh",
         "frontier_jobs/configs/mae_vit_3b.yaml",
         "frontier_profiling/report/run.html.j2",
         "frontier_profiling/report/report.css",

@@ -28,6 +28,8 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     deterministic: bool = False
     """Refuse nondeterministic kernels (torch.use_deterministic_algorithms); matters on GPUs."""
+    device: Literal["auto", "cuda", "xpu", "cpu"] = "auto"
+    """What every rank must find, one each (cuda: ROCm's as well); auto: an accelerator where there is one, else the CPU."""
     doctor: bool = False
     """Measure product rate and collectives before the first step, into starts.jsonl and the log."""
 
@@ -192,6 +194,8 @@ class CheckpointConfig(Section):
     """Newest complete checkpoints that stay."""
     keep_every: int | None = Field(None, gt=0)
     """Checkpoints at multiples of this step stay as well."""
+    reserve_s: float | None = Field(30.0, ge=0)
+    """Where the end of the job is known: seconds kept free before it, beside a step and a save; null: never stop for it."""
     async_save: bool = True
     """Write in the background while training goes on."""
     writers: int = Field(64, gt=0)

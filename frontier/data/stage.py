@@ -3,6 +3,8 @@
 A copy is made under a temporary name while its sha256 is computed, compared with the manifest's, and renamed: a name without
 a leading dot is a whole shard. What is there already and right stays; what does not fit, or cannot be written, is read
 from where it was. Folder: STAGE/NAME-FINGERPRINT, so that several data sets and runs share one stage.
+
+A source or a disk that hangs is given up: whatever touches it runs in a thread that may be left behind.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ import os
 import re
 import shutil
 import socket
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from frontier.data.shards import ShardSet
 from frontier.errors import UserError
@@ -26,6 +30,47 @@ COPIES = 4
 PIECE = 8 << 20
 SPARE = 64 << 20
 """Bytes that stay free on the stage's disk."""
+PATIENCE_S = 120.0
+"""A copy that gets no piece further for so long is given up, and no other is begun."""
+
+T = TypeVar("T")
+
+
+class Hung(Exception):
+    """Something went on for longer than it may without progress."""
+
+
+def bounded(action: Callable[[Callable[[], None]], T], patience_s: float, what: str) -> T:
+    """`action(beat)`, which calls `beat` at every sign of progress; returns or raises what it does.
+
+    Raises:
+        Hung: no beat for `patience_s`. The thread is left behind (a process in a hung read cannot be interrupted); should it
+            wake, its next beat ends it.
+    """
+    last, ended, given_up = [time.monotonic()], threading.Event(), threading.Event()
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def beat() -> None:
+        if given_up.is_set():
+            raise Hung(what)
+        last[0] = time.monotonic()
+
+    def work() -> None:
+        try:
+            outcome.append(action(beat))
+        except BaseException as error:
+            failure.append(error)
+        ended.set()
+
+    threading.Thread(target=work, name="stage", daemon=True).start()
+    while not ended.wait(max(0.05, min(1.0, patience_s / 4))):
+        if time.monotonic() - last[0] > patience_s:
+            given_up.set()
+            raise Hung(f"no progress for {patience_s:.0f} s {what}")
+    if failure:
+        raise failure[0]
+    return outcome[0]
 
 
 @dataclass
@@ -45,9 +90,10 @@ class Staged:
     def line(self, shards: int) -> str:
         """For a person."""
         rest = shards - len(self.paths)
+        rate = f", {self.bytes / 2**20 / self.seconds:.0f} MiB/s" if self.bytes and self.seconds else ""
         text = (
-            f"staged {len(self.paths)} of {shards} shards in {self.folder}: {self.copied} copied "
-            f"({self.bytes / 2**30:.2f} GiB, {self.seconds:.1f} s), {self.kept} there already"
+            f"{socket.gethostname()}: staged {len(self.paths)} of {shards} shards in {self.folder}: {self.copied} copied "
+            f"({self.bytes / 2**30:.2f} GiB, {self.seconds:.1f} s{rate}), {self.kept} there already"
         )
         return text + (f", {rest} read from the origin ({self.left[0]})" if rest and self.left else "")
 
@@ -69,21 +115,59 @@ def stage_folder(root: Path, shards: ShardSet) -> Path:
     return root / f"{name.lstrip('.') or 'shards'}-{shards.fingerprint[:16]}"
 
 
-def stage(shards: ShardSet, root: Path, limit: int | None = None) -> Staged:
+def stage(shards: ShardSet, root: Path, limit: int | None = None, patience_s: float = PATIENCE_S) -> Staged:
     """Copy the shards of the split to `root`, the first that fit in `limit` bytes and in the free space.
 
-    Never raises for what the stage's disk does, and never leaves half a shard under its own name.
+    Never raises for what the stage's disk or the origin do, never leaves half a shard under its own name, and never waits
+    longer than `patience_s` for a copy that does not get on.
     """
     begun = time.perf_counter()
     staged = Staged(stage_folder(root, shards))
     try:
-        staged.folder.mkdir(parents=True, exist_ok=True)
-        _remove_stale(staged.folder)
-        free = shutil.disk_usage(staged.folder).free - SPARE
-    except OSError as error:
-        staged.left.append(f"{staged.folder}: {error.strerror}")
+        chosen = bounded(lambda _: _choose(shards, staged, limit), patience_s, f"at {staged.folder}")
+    except (OSError, Hung) as error:
+        staged.left.append(f"{staged.folder}: {error.strerror}" if isinstance(error, OSError) else str(error))
         staged.failed = True
         return staged
+    hung = threading.Event()
+
+    def place(entry: dict[str, Any]) -> tuple[bool, str | None]:
+        """(whether it was copied, why it could not be)"""
+        if hung.is_set():
+            return False, ""
+        source, target = shards.path / entry["file"], staged.folder / entry["file"]
+        try:
+            return bounded(
+                lambda beat: _place(source, target, entry, beat), patience_s, f"copying {source} to {staged.folder}"
+            ), None
+        except Hung as error:
+            hung.set()
+            return False, str(error)
+        except OSError as error:
+            return False, f"{error.filename or staged.folder}: {error.strerror or error}"
+        except UserError as error:
+            return False, str(error)
+
+    with ThreadPoolExecutor(COPIES, "stage") as pool:
+        for entry, (copied, why) in zip(chosen, pool.map(place, chosen), strict=True):
+            if why is not None:
+                if why:
+                    staged.left.insert(0, why)
+                staged.failed = True
+                continue
+            staged.paths[entry["file"]] = staged.folder / entry["file"]
+            staged.copied += copied
+            staged.kept += not copied
+            staged.bytes += entry["bytes"] if copied else 0
+    staged.seconds = time.perf_counter() - begun
+    return staged
+
+
+def _choose(shards: ShardSet, staged: Staged, limit: int | None) -> list[dict[str, Any]]:
+    """The entries to have in the stage; why the others are not goes to `staged.left`. Raises OSError."""
+    staged.folder.mkdir(parents=True, exist_ok=True)
+    _remove_stale(staged.folder)
+    free = shutil.disk_usage(staged.folder).free - SPARE
     chosen: list[dict[str, Any]] = []
     room = limit
     for entry in shards.entries:
@@ -96,28 +180,7 @@ def stage(shards: ShardSet, root: Path, limit: int | None = None) -> Staged:
         free -= new
         room = None if room is None else room - entry["bytes"]
         chosen.append(entry)
-
-    def place(entry: dict[str, Any]) -> tuple[bool, str | None]:
-        """(whether it was copied, why it could not be)"""
-        try:
-            return _place(shards.path / entry["file"], staged.folder / entry["file"], entry), None
-        except OSError as error:
-            return False, f"{staged.folder}: {error.strerror or error}"
-        except UserError as error:
-            return False, str(error)
-
-    with ThreadPoolExecutor(COPIES, "stage") as pool:
-        for entry, (copied, why) in zip(chosen, pool.map(place, chosen), strict=True):
-            if why is not None:
-                staged.left.insert(0, why)
-                staged.failed = True
-                continue
-            staged.paths[entry["file"]] = staged.folder / entry["file"]
-            staged.copied += copied
-            staged.kept += not copied
-            staged.bytes += entry["bytes"] if copied else 0
-    staged.seconds = time.perf_counter() - begun
-    return staged
+    return chosen
 
 
 def _size_is(path: Path, size: int) -> bool:
@@ -127,17 +190,22 @@ def _size_is(path: Path, size: int) -> bool:
         return False
 
 
-def _place(source: Path, target: Path, entry: dict[str, Any]) -> bool:
-    """Make sure that `target` is the shard; whether it had to be copied. Raises OSError, UserError."""
+def _place(source: Path, target: Path, entry: dict[str, Any], beat: Callable[[], None]) -> bool:
+    """Make sure that `target` is the shard; whether it had to be copied. Raises OSError, UserError, Hung."""
+    buffer = memoryview(bytearray(PIECE))
     if _size_is(target, entry["bytes"]):
-        with open(target, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"]:
-                return False
+        digest = hashlib.sha256()
+        with open(target, "rb", buffering=0) as file:
+            while got := file.readinto(buffer):
+                digest.update(buffer[:got])
+                beat()
+        if digest.hexdigest() == entry["sha256"]:
+            return False
         target.unlink()
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp-{socket.gethostname()}-{os.getpid()}")
     try:
-        digest, size, buffer = hashlib.sha256(), 0, memoryview(bytearray(PIECE))
+        digest, size = hashlib.sha256(), 0
         with open(source, "rb", buffering=0) as origin, open(temporary, "wb", buffering=0) as copy:
             while got := origin.readinto(buffer):
                 digest.update(buffer[:got])
@@ -145,8 +213,10 @@ def _place(source: Path, target: Path, entry: dict[str, Any]) -> bool:
                 piece = buffer[:got]
                 while piece:
                     piece = piece[copy.write(piece) :]
+                beat()
         if size != entry["bytes"] or digest.hexdigest() != entry["sha256"]:
             raise UserError(f"{source} is not what its manifest says: see `frontier shards verify`")
+        beat()
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,11 +1,11 @@
-"""Device choice and the process group, the same under every launcher."""
+"""The process group, the same under every launcher."""
 
 from __future__ import annotations
 
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -20,59 +20,76 @@ from frontier.launch.ranks import Ranks, rendezvous
 _BACKENDS = {"cuda": "nccl", "xpu": "xccl", "cpu": "gloo"}
 
 
-def choose_device(ranks: Ranks) -> torch.device:
-    """The accelerator of this rank, or the CPU.
-
-    The index is local_rank modulo the visible devices: a launcher that shows every rank one device (Frontier's
-    `--gpus-per-task=1 --gpu-bind=closest`) makes it 0.
-    """
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is not None and torch.accelerator.is_available() and accelerator.type in _BACKENDS:
-        device = torch.device(accelerator.type, ranks.local_rank % torch.accelerator.device_count())
-        torch.accelerator.set_device_index(device.index)
-        return device
-    return torch.device("cpu")
-
-
 @contextmanager
-def process_group(ranks: Ranks, device: torch.device, timeout_s: int) -> Iterator[None]:
+def process_group(
+    ranks: Ranks,
+    device: torch.device,
+    timeout_s: int,
+    store: dist.Store | None = None,
+    before: Callable[[dist.Store], None] | None = None,
+) -> Iterator[None]:
     """Initialise torch.distributed for the block, also for one rank: every run takes the same path.
+
+    Args:
+        store: of ranks that have met already; by default they meet here.
+        before: called with the store once all ranks have met there, before any of them needs its device.
 
     Raises:
         TransientError: the ranks did not find each other in time, or one was lost.
     """
-    address, port = rendezvous(ranks)
     if device.type == "cuda":
         _record_flight()
     timeout = timedelta(seconds=timeout_s)
-    if ranks.world_size == 1 and "MASTER_PORT" not in os.environ:
-        store: dist.Store = dist.HashStore()
-    else:
-        if address in ("127.0.0.1", "localhost"):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        # A client that finds nobody waits up to its timeout again before a second try: half of it keeps the bound.
-        patience = timeout if ranks.is_main else timeout / 2
-        try:
-            store = dist.TCPStore(address, port, ranks.world_size, is_master=ranks.is_main, timeout=patience)
-            store.set_timeout(timeout)
-        except (RuntimeError, dist.DistError) as error:
-            raise TransientError(
-                f"rank {ranks.rank} of {ranks.world_size} ({ranks.source}) found no other ranks at {address}:{port} "
-                f"within {timeout_s} s: check MASTER_ADDR, MASTER_PORT and that all ranks started ({str(error)[:120]})"
-            ) from None
+    if store is None:
+        store = _meet(ranks, timeout_s)
+    if before is not None:
+        with _lost(ranks, timeout_s):
+            before(store)
     # Groups made later (those of a mesh, the one that saves) take torch's own 10 or 30 minutes unless told otherwise,
     # and a hung rank would hold the others there for so long.
-    before = distributed_c10d.default_pg_timeout, distributed_c10d.default_pg_nccl_timeout
+    usual = distributed_c10d.default_pg_timeout, distributed_c10d.default_pg_nccl_timeout
     distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timeout
     try:
-        dist.init_process_group(
-            _BACKENDS[device.type],
-            store=store,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            timeout=timeout,
-            device_id=device if device.type != "cpu" else None,
-        )
+        with _lost(ranks, timeout_s):
+            dist.init_process_group(
+                _BACKENDS[device.type],
+                store=store,
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+                timeout=timeout,
+                device_id=device if device.type != "cpu" else None,
+            )
+            yield
+    finally:
+        distributed_c10d.default_pg_timeout, distributed_c10d.default_pg_nccl_timeout = usual
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _meet(ranks: Ranks, timeout_s: int) -> dist.Store:
+    address, port = rendezvous(ranks)
+    timeout = timedelta(seconds=timeout_s)
+    if ranks.world_size == 1 and "MASTER_PORT" not in os.environ:
+        return dist.HashStore()
+    if address in ("127.0.0.1", "localhost"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # A client that finds nobody waits up to its timeout again before a second try: half of it keeps the bound.
+    patience = timeout if ranks.is_main else timeout / 2
+    try:
+        store = dist.TCPStore(address, port, ranks.world_size, is_master=ranks.is_main, timeout=patience)
+        store.set_timeout(timeout)
+        return store
+    except (RuntimeError, dist.DistError) as error:
+        raise TransientError(
+            f"rank {ranks.rank} of {ranks.world_size} ({ranks.source}) found no other ranks at {address}:{port} "
+            f"within {timeout_s} s: check MASTER_ADDR, MASTER_PORT and that all ranks started ({str(error)[:120]})"
+        ) from None
+
+
+@contextmanager
+def _lost(ranks: Ranks, timeout_s: int) -> Iterator[None]:
+    """Raises TransientError where the block lost another rank."""
+    try:
         yield
     except RuntimeError as error:  # c10d's DistError is one
         if not lost_rank(error):
@@ -82,10 +99,6 @@ def process_group(ranks: Ranks, device: torch.device, timeout_s: int) -> Iterato
             f"{timeout_s} s (parallel.timeout_s) or lost its network: its own output says why; start again to go on from the "
             f"newest checkpoint ({str(error).splitlines()[0][:160]})"
         ) from None
-    finally:
-        distributed_c10d.default_pg_timeout, distributed_c10d.default_pg_nccl_timeout = before
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def _record_flight() -> None:

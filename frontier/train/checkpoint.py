@@ -114,6 +114,8 @@ class Checkpoints:
         self.group = dist.new_group(range(writing), backend="gloo")
         self.writes = self.rank < writing
         self.last_step: int | None = None
+        self.save_s: float | None = None
+        """Seconds that the newest save of this rank took, from the call until it was committed."""
         self._damaged: set[int] = set()
         self._written: float | None = None
         self._error: UserError | None = None
@@ -131,6 +133,7 @@ class Checkpoints:
             UserError: the disk has no room for it, or an earlier save failed; older checkpoints stay as they are.
         """
         self.wait()
+        called = time.perf_counter()
         self._check_space(state, step)
         temporary, final = self.folder / f".{step_folder(self.folder, step).name}.tmp", step_folder(self.folder, step)
         record = {"schema": SCHEMA, "step": step, "time": time.time(), **record}
@@ -158,6 +161,7 @@ class Checkpoints:
                     raise cause from None  # not the disk: another rank is gone
                 self._error = self._explain(step, error)
             self._written = time.perf_counter() - start
+            self.save_s = time.perf_counter() - called
 
         self.last_step = step
         if self.writes:

@@ -6,8 +6,15 @@ import argparse
 import errno
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from frontier.errors import EXIT_OK, EXIT_USER, RankError, TransientError, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from frontier.config.load import Config
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
     from frontier.config.load import load_config
     from frontier.config.schema import ZERO
     from frontier.data.stage import stage_root
+    from frontier.launch.job import current_job
     from frontier.parallel.zero import check_installed
     from frontier.train.at_scale import Started, at_scale
     from frontier.train.plan import resolve
@@ -83,11 +91,14 @@ def main(argv: Sequence[str]) -> int:
         config = load_config(args.config, args.overrides)
         # One rank looks at every shard file; the others look at a shard when they first read it.
         started = Started.now()
+        job = current_job()
         plan = resolve(config, world, check_shards=ranks.is_main and not args.nodes, samples=args.samples)
         if config.parallel.strategy in ZERO and not args.dry_run:
             check_installed()
         if config.data.stage and not args.dry_run:
             stage_root(config.data.stage)
+        if ranks.is_main and not args.dry_run:
+            _make(plan.run_dir)
     except UserError:
         if ranks.local_rank == 0:
             raise
@@ -100,16 +111,20 @@ def main(argv: Sequence[str]) -> int:
             dry_run(plan, scale, as_json=args.json)
         return EXIT_OK
 
+    from frontier.launch.devices import agree, find_device
     from frontier.launch.host_memory import keep_freed_memory
-    from frontier.launch.process_group import choose_device, process_group
+    from frontier.launch.process_group import process_group
     from frontier.train.profiler import check_snapshot
+    from frontier.train.startup import Startup
     from frontier.train.trainer import train
 
-    device = choose_device(ranks)
-    if device.type == "cpu" and config.parallel.offload and config.parallel.strategy not in ZERO:
-        raise UserError("parallel.offload has no effect here: on a CPU everything is on the host already; leave it out")
+    startup = Startup()
+    startup.mark("imports")
+    device, seen = find_device(ranks, config.run.device)
     try:
-        check_snapshot(config.log, device)
+        if not seen.lacks:
+            _check_device(config, device)
+            check_snapshot(config.log, device)
     except UserError:
         if ranks.local_rank == 0:
             raise
@@ -117,9 +132,9 @@ def main(argv: Sequence[str]) -> int:
     if device.type == "cpu":
         keep_freed_memory()
     try:
-        with process_group(ranks, device, config.parallel.timeout_s):
+        with process_group(ranks, device, config.parallel.timeout_s, before=lambda store: agree(store, ranks, seen)):
             assert stop is not None
-            return train(plan, ranks, device, stop)
+            return train(plan, ranks, device, stop, job, startup)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -132,3 +147,20 @@ def main(argv: Sequence[str]) -> int:
         if ranks.is_main or told:
             raise
         return error.exit_code
+
+
+def _check_device(config: Config, device: torch.device) -> None:
+    """Raises UserError for what has no effect on this kind of device."""
+    from frontier.config.schema import ZERO
+
+    if device.type == "cpu" and config.parallel.offload and config.parallel.strategy not in ZERO:
+        raise UserError("parallel.offload has no effect here: on a CPU everything is on the host already; leave it out")
+
+
+def _make(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"run.dir={run_dir} cannot be made ({error.strerror}): mend that, or name another folder"
+        ) from None

@@ -129,13 +129,21 @@ def write_start(run_dir: Path, facts: dict[str, Any]) -> int:
         "versions": versions(),
         "host": socket.gethostname(),
         "git": _git_commit(),
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
-        "slurm_restart_count": os.environ.get("SLURM_RESTART_COUNT"),
         **facts,
     }
     with open(path, "a") as file:
         file.write(json.dumps(line) + "\n")
     return index
+
+
+def amend_start(run_dir: Path, index: int, facts: dict[str, Any]) -> None:
+    """Add to the line of a start what was not known when it was written."""
+    path = run_dir / "starts.jsonl"
+    lines = path.read_text().splitlines()
+    lines[index] = json.dumps(json.loads(lines[index]) | facts)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(line + "\n" for line in lines))
+    os.replace(temporary, path)
 
 
 def _last_line_step(line: str) -> int | None:
@@ -177,6 +185,13 @@ class MetricsLog:
 
 def _shown(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4f}"
+
+
+def _fit(steps: int | None, left: int) -> str:
+    """How far the job's time goes; "" where its end is unknown."""
+    if steps is None:
+        return ""
+    return "  all fit into this job" if steps >= left else f"  {steps} more steps fit into this job"
 
 
 def hms(seconds: float) -> str:
@@ -222,7 +237,7 @@ class Console:
                 f"step {row['step']:>{len(str(self.steps))}}/{self.steps}  epoch {row['epoch']:.2f}  loss {_shown(row['loss'])}  "
                 f"lr {row['lr']:.2e}  |g| {_shown(row['grad_norm'])}  {row['images_per_s']:.1f} img/s  "
                 f"{row['step_s']:.2f} s (data {waiting:.0f} %)  {row['memory_gib']:.2f} GiB  "
-                f"left {hms(typical * (self.steps - row['step']))}",
+                f"left {hms(typical * (self.steps - row['step']))}{_fit(row['steps_that_fit'], self.steps - row['step'])}",
                 flush=True,
             )
 

@@ -1,4 +1,6 @@
-"""Asked to stop: by SIGUSR1 or SIGTERM, or by a file named STOP in the run folder.
+"""Asked to stop: by SIGUSR1 or SIGTERM, by a file named STOP in the run folder, or by the clock (`frontier.train.walltime`).
+
+The file stays: a human asked for an end, so neither a job script's requeue nor the next job of a chain goes on while it is there.
 
 A handler only sets a flag. The flags of all ranks travel with the reduction of the loss, so all ranks leave after
 the same step and no collective is added.
@@ -33,8 +35,12 @@ class StopFlag:
 
     def __bool__(self) -> bool:
         if self.reason is None and self._file is not None and self._file.exists():
-            self.reason = f"the file {self._file}"
+            self.reason = f"the file {self._file}, to be removed before the next start"
         return self.reason is not None
+
+    def ask(self, reason: str) -> None:
+        """As a signal would."""
+        self.reason = self.reason or reason
 
     def close(self) -> None:
         for number, handler in self._before.items():

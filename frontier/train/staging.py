@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from frontier.data.shards import ShardSet
-from frontier.data.stage import Staged, stage, stage_folder
+from frontier.data.stage import PATIENCE_S, Hung, Staged, bounded, stage, stage_folder
 from frontier.launch.ranks import Ranks
 
 
@@ -30,14 +31,14 @@ def stage_on_every_node(
 
     Copying may take longer than a collective may wait (`timeout_s`): the ranks meet at least four times in that span to ask
     whether all nodes are done. Which copies are right is told to a node's ranks by a file in its stage, under a name of this
-    start alone. `say` gets the outcome of rank 0, and of any node whose disk failed.
+    start alone. `say` gets the outcome of rank 0, and of any node where a copy failed or hung or that has fewer than rank 0's.
     """
     token = torch.tensor([time.time_ns()], device=device)
     dist.broadcast(token, 0)
     ready = stage_folder(root, shards) / f".ready-{int(token.item())}.json"
-    leads = ranks.local_rank == 0
+    leads, patience = ranks.local_rank == 0, min(PATIENCE_S, timeout_s / 4)
     with ThreadPoolExecutor(1, "stage-leader") as pool:
-        job = pool.submit(_stage, shards, root, limit, ready) if leads else None
+        job = pool.submit(_stage, shards, root, limit, ready, patience) if leads else None
         begun, beat = time.monotonic(), 0.05
         while True:
             if job is not None:
@@ -47,27 +48,37 @@ def stage_on_every_node(
             if waiting.item() == 0:
                 break
             beat = min(timeout_s / 4, max(beat, (time.monotonic() - begun) / 4))
-    if job is not None:
-        staged = job.result()
-        if ranks.is_main or staged.failed:
-            say(staged.line(len(shards.entries)))
+    staged = job.result() if job is not None else None
+    usual = torch.tensor([float(len(staged.paths) if staged is not None else 0)], device=device)
+    dist.broadcast(usual, 0)
+    if staged is not None and (ranks.is_main or staged.failed or len(staged.paths) < usual.item()):
+        say(staged.line(len(shards.entries)))
     try:
-        files = json.loads(ready.read_bytes())
-    except OSError:  # the stage's disk takes nothing: all is read from where it was written
+        files = bounded(lambda _: json.loads(ready.read_bytes()), patience, f"at {ready}")
+    except (OSError, Hung):  # the stage's disk takes nothing or hangs: all is read from where it was written
         files = []
     shards.use_copies({file: ready.parent / file for file in files})
-    dist.all_reduce(torch.zeros(1, device=device))  # all have read it
-    if leads:
+    rates = [staged.bytes / staged.seconds] if staged is not None and staged.bytes and not staged.failed else []
+    slowest = torch.tensor([min(rates, default=math.inf)], device=device)
+    dist.all_reduce(slowest, dist.ReduceOp.MIN)  # and all have read `ready`
+    if ranks.is_main and ranks.nodes > 1 and math.isfinite(slowest.item()):
+        say(f"staging, slowest of {ranks.nodes} nodes: {slowest.item() / 2**20:.0f} MiB/s")
+    if leads and files:
         ready.unlink(missing_ok=True)
 
 
-def _stage(shards: ShardSet, root: Path, limit: int | None, ready: Path) -> Staged:
-    staged = stage(shards, root, limit)
+def _stage(shards: ShardSet, root: Path, limit: int | None, ready: Path, patience: float) -> Staged:
+    staged = stage(shards, root, limit, patience)
     temporary = ready.with_suffix(f".tmp-{os.getpid()}")
-    try:
+
+    def write(_: object) -> None:
         temporary.write_text(json.dumps(sorted(staged.paths)))
         os.replace(temporary, ready)
-    except OSError as error:
-        staged.left.insert(0, f"{ready.parent}: {error.strerror}")
+
+    try:
+        if staged.paths:
+            bounded(write, patience, f"at {ready.parent}")
+    except (OSError, Hung) as error:
+        staged.left.insert(0, f"{ready.parent}: {error.strerror}" if isinstance(error, OSError) else str(error))
         staged.paths, staged.failed = {}, True
     return staged

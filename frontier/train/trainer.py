@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from frontier.data.transforms import Normaliser, augment, resize
 from frontier.energy.job import JobEnergy
 from frontier.errors import EXIT_OK, EXIT_REQUEUE, RankError, UserError
 from frontier.launch.doctor import examine, lines
+from frontier.launch.job import Job, current_job
 from frontier.launch.ranks import Ranks
 from frontier.parallel.engine import Engine, TorchEngine, Update
 from frontier.train.checkpoint import Checkpoints, check_parameters, writing_ranks
@@ -30,7 +31,9 @@ from frontier.train.guards import Guard
 from frontier.train.metrics import (
     Console,
     MetricsLog,
+    amend_start,
     device_name,
+    hms,
     memory_gib,
     memory_row,
     peak_tflops,
@@ -41,8 +44,11 @@ from frontier.train.plan import RunPlan
 from frontier.train.preemption import StopFlag
 from frontier.train.profiler import StepProfiler
 from frontier.train.staging import stage_on_every_node
+from frontier.train.startup import Startup
+from frontier.train.startup import line as startup_line
 from frontier.train.timing import StepClock
 from frontier.train.waits import Waits, way
+from frontier.train.walltime import Walltime, assumed_save_s
 
 
 @dataclass
@@ -144,7 +150,8 @@ def _record(plan: RunPlan, ranks: Ranks, step: int, guard: Guard) -> dict[str, A
     }
 
 
-def _check_record(plan: RunPlan, record: dict[str, Any]) -> None:
+def check_record(plan: RunPlan, record: dict[str, Any]) -> None:
+    """Raises UserError where the run cannot go on from a checkpoint with this record."""
     where = plan.run_dir / "checkpoints" / f"step_{record['step']:08d}"
     check_parameters(record, plan.parameter_shapes, where)
     for key, value in plan.fixed().items():
@@ -182,8 +189,16 @@ def _facts(plan: RunPlan, ranks: Ranks, device: torch.device, resumed: int | Non
     }
 
 
-def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> int:
-    """Run `plan` to its end or until `stop` is set on some rank. Collective; needs a process group.
+def train(
+    plan: RunPlan,
+    ranks: Ranks,
+    device: torch.device,
+    stop: StopFlag,
+    job: Job | None = None,
+    startup: Startup | None = None,
+) -> int:
+    """Run `plan` to its end, until `stop` is set on some rank, or until the job has no time for more. Collective; needs a
+    process group. `job`: by default, what the environment tells; `startup`: with the marks of what was before.
 
     Returns:
         EXIT_OK when all steps are done, EXIT_REQUEUE when stopped on request after a checkpoint.
@@ -197,7 +212,11 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
         stop.watch(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
     dist.barrier()
-    facts = _facts(plan, ranks, device, None)
+    job, startup = job or current_job(), startup or Startup()
+    past = job.end is not None and job.end <= time.time()
+    if past:
+        job = replace(job, end=None)
+    facts = _facts(plan, ranks, device, None) | job.facts()
     energy = JobEnergy(ranks, device, config.log.energy)
     facts |= energy.facts
     if config.run.doctor:
@@ -210,7 +229,7 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
         run_dir / "checkpoints", saving.keep, saving.keep_every, saving.async_save, writing, device
     )
     step, guard = 0, Guard(config.train.spike_factor, config.train.max_skipped)
-    record, passed_over = checkpoints.restore(stepper.engine.state(), lambda found: _check_record(plan, found))
+    record, passed_over = checkpoints.restore(stepper.engine.state(), lambda found: check_record(plan, found))
     if record:
         step = record["step"]
         guard.restore(record["guard"])
@@ -223,6 +242,8 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
         log, start = MetricsLog(run_dir, step), write_start(run_dir, facts)
         for line in passed_over:
             console.say(f"passed over: {line}")
+        if past:
+            console.say("the job's end (FRONTIER_JOB_END, else SLURM_JOB_END_TIME) is in the past: left out of account")
         console.say("\n".join([_banner(plan, ranks, facts), *(lines(facts["doctor"]) if config.run.doctor else [])]))
     if config.data.stage and isinstance(plan.shards, ShardSet):
         limit = None if config.data.stage_gib is None else int(config.data.stage_gib * 2**30)
@@ -232,14 +253,18 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
     columns, seed = stepper.normaliser.columns, config.run.seed
     loader = open_loader(plan.shards, columns, plan.sampler, *place, config.data.workers, device, seed)
     comparison = RankComparison(run_dir, ranks, device, config.log.ranks_every, plan.steps)
+    walltime = Walltime(job.end, saving.reserve_s, assumed_save_s(12 * plan.parameters, writing))
     stopped, held = False, 0.0
     try:
         batches = loader.batches(step)
         before = time.perf_counter()
         energy.start()
+        startup.mark("ready")
         while step < plan.steps and not stopped:
             lr = plan.schedule.lr(step)
             profiled = profiler.before(step + 1)
+            if ranks.is_main and (why := walltime.why_to_stop()):
+                stop.ask(why)
             with stepper.waits.counting():
                 result = stepper.step(batches, lr, guard.limits(), bool(stop), checkpoints.failed(), energy.values())
             step += 1
@@ -257,12 +282,21 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
             compared = comparison.step(step, result.parts, result.exposed["exposed_s"], memory_gib(device)[0])
             for line in [*compared, *energy.notes()]:
                 _warn(line)
+            if "first_step" not in startup.marks:
+                startup.mark("first_step")
+                found = startup.gather(ranks, device)
+                if ranks.is_main:
+                    amend_start(run_dir, start, {"startup_s": found})
+                    console.say(startup_line(found))
             now = time.perf_counter()
+            walltime.step(now - before)
+            walltime.saved(checkpoints.save_s)
             if log is not None:
                 row = _row(plan, step, guard, result, lr, now - before, facts, device, start)
                 row |= {"energy_j": joules, "power_w": watts, "profiled": profiled}
                 row["checkpoint_write_s"] = checkpoints.written()
                 row["data_supply_ratio"] = supply_ratio(loader.supply(), plan.batch.local_batch, row)
+                row |= {"restarts": job.restarts, "steps_that_fit": walltime.steps_that_fit()}
                 log.write(row)
                 console.step(row)
             before = now
@@ -282,6 +316,7 @@ def train(plan: RunPlan, ranks: Ranks, device: torch.device, stop: StopFlag) -> 
         console.close()
         if log is not None:
             log.close()
+    dist.barrier()  # all leave together: a launcher may end those that stay behind (srun --wait)
     if ranks.is_main:
         where = run_dir / "checkpoints" / f"step_{step:08d}"
         if stopped and step < plan.steps:
@@ -371,7 +406,15 @@ def _banner(plan: RunPlan, ranks: Ranks, facts: dict[str, Any]) -> str:
         f"= replicate {mesh.replicate} x shard {mesh.shard} x tensor {mesh.tensor}, {c.parallel.precision}",
         f"global batch {plan.batch.global_batch} = {mesh.data_ranks} data ranks x {plan.batch.accumulation} x {plan.batch.micro_batch}, "
         f"{plan.steps} steps, {len(plan.shards)} samples in {plan.shards.path}, blocks of {plan.sampler.block}",
+        *([_of_job(facts)] if facts["job_id"] or facts["job_end"] else []),
         f"run folder {plan.run_dir}"
         + (f", resumed from step {facts['resumed_from']}" if facts["resumed_from"] is not None else ""),
     ]
     return "\n".join(lines)
+
+
+def _of_job(facts: dict[str, Any]) -> str:
+    name = f"{facts['scheduler']} job {facts['job_id']}, " if facts["job_id"] else ""
+    end = facts["job_end"]
+    left = f"ends in {hms(max(0.0, end - time.time()))}" if end else "its end is unknown"
+    return f"{name}start {facts['restarts'] + 1}, {left}"

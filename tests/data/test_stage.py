@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from frontier.data import stage as staging
 from frontier.data.shards import ShardSet
-from frontier.data.stage import stage, stage_folder, stage_root
+from frontier.data.stage import Hung, bounded, stage, stage_folder, stage_root
 from frontier.errors import UserError
+from frontier.launch.process_group import process_group
+from frontier.launch.ranks import Ranks
+from frontier.train.staging import stage_on_every_node
 from tests.conftest import curve, run_frontier, toy_config
 from tests.data.sets import write_set
 
@@ -132,3 +139,67 @@ def test_a_run_reads_its_copies(tmp_path: Path, shards: Path) -> None:
     assert curve(tmp_path / "staged") == curve(tmp_path / "plain")
     refused = run_frontier("pretrain", file, "data.stage_gib=1")
     assert refused.returncode == 2 and "no effect without data.stage" in refused.stderr
+
+
+def test_a_source_that_hangs_is_given_up(origin: ShardSet, tmp_path: Path) -> None:
+    """A FIFO that nobody writes to in the place of a shard: given up in time, and not begun again."""
+    entry = origin.entries[1]
+    hanging = origin.path / entry["file"]
+    content = hanging.read_bytes()
+    hanging.unlink()
+    os.mkfifo(hanging)
+    began = time.monotonic()
+    staged = stage(origin, tmp_path / "local", patience_s=0.5)
+    assert time.monotonic() - began < 10
+    assert staged.failed and entry["file"] not in staged.paths and "train-00000.h5" in staged.paths
+    line = staged.line(4)
+    assert line.startswith(f"{socket.gethostname()}: staged 3 of 4") and f"copying {hanging}" in line
+    assert "no progress" in line and "MiB/s" in line
+    with open(hanging, "wb") as late:  # the copier that was left behind wakes, and must not finish
+        late.write(content[:10])
+        with contextlib.suppress(BrokenPipeError):
+            late.flush()
+    time.sleep(0.3)
+    assert names(tmp_path / "local") == sorted(staged.paths)
+
+
+def test_a_disk_that_hangs_is_given_up(origin: ShardSet, tmp_path: Path) -> None:
+    """FIFOs where the copies would be written: all copiers hang there; what is left is not tried."""
+    folder = stage_folder(tmp_path / "local", origin)
+    folder.mkdir(parents=True)
+    for entry in origin.entries:
+        os.mkfifo(folder / f".{entry['file']}.tmp-{socket.gethostname()}-{os.getpid()}")
+    staged = stage(origin, tmp_path / "local", patience_s=0.3)
+    assert staged.failed and not staged.paths and "0 of 4 shards" in staged.line(4) and "no progress" in staged.line(4)
+
+
+def test_training_goes_on_beside_a_hung_copy(origin: ShardSet, tmp_path: Path) -> None:
+    """Through the ranks' own way: bounded by a quarter of parallel.timeout_s, told, the other shards read from their copies."""
+    hanging = origin.path / "train-00002.h5"
+    aside = hanging.rename(tmp_path / "aside")
+    os.mkfifo(hanging)
+    said: list[str] = []
+    ranks, cpu = Ranks(0, 1, 0, 1, "alone"), torch.device("cpu")
+    with process_group(ranks, cpu, 60):
+        began = time.monotonic()
+        stage_on_every_node(origin, tmp_path / "local", None, ranks, cpu, 4.0, said.append)
+        assert time.monotonic() - began < 20
+    assert len(said) == 1 and "read from the origin (no progress for 1 s copying" in said[0]
+    aside.replace(hanging)
+    for other in (0, 1, 3):
+        (origin.path / f"train-0000{other}.h5").unlink()
+    assert np.array_equal(origin.read("image", 0, 20), VALUES)
+
+
+def test_slow_is_not_hung() -> None:
+    def slow(beat: Callable[[], None]) -> str:
+        for _ in range(6):
+            time.sleep(0.1)
+            beat()
+        return "done"
+
+    assert bounded(slow, 0.4, "") == "done"
+    with pytest.raises(Hung, match="no progress for 0 s at x"):
+        bounded(lambda _: time.sleep(1), 0.2, "at x")
+    with pytest.raises(OSError, match="full"):
+        bounded(lambda _: (_ for _ in ()).throw(OSError("full")), 1, "")

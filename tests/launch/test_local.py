@@ -44,7 +44,7 @@ def test_a_hung_rank_is_named_and_killed(capfd: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's death signal is Linux's")
 def test_ranks_die_with_the_launcher() -> None:
-    script = "print(os.getpid(), flush=True); time.sleep(60)"
+    script = r"os.write(1, b'%d\n' % os.getpid()); time.sleep(60)"
     launch = f"from frontier.launch.local import run_local; run_local([{sys.executable!r}, '-c', {HEAD + script!r}], 2)"
     launcher = subprocess.Popen([sys.executable, "-c", launch], stdout=subprocess.PIPE, text=True)
     assert launcher.stdout is not None

@@ -63,7 +63,8 @@ def test_stop_file_stops_and_keeps_it_stopped(toy: Path, tmp_path: Path) -> None
     assert process.returncode == 85
     again = run_frontier("pretrain", toy, "train.steps=100000")
     assert again.returncode == 2
-    assert "STOP" in again.stderr
+    assert "STOP" in again.stderr and "remove the file to go on" in again.stderr
+    assert (run / "STOP").exists()  # until a human removes it: the job script and the next jobs of a chain look for it
     assert len(again.stderr.strip().splitlines()) == 1
 
 
@@ -209,6 +210,7 @@ BAD = [
     (("model.preset=vit_hug",), ("vit_hug", "vit_huge")),
     (("model.patch=5",), ("patch 5",)),
     (("train.epochs=3",), ("exactly one",)),
+    (("run.dir=/proc/run",), ("run.dir=/proc/run cannot be made",)),
     (("data.column=imag",), ("imag",)),
     (("train.global_batch=512",), ("512", "160 samples")),
     (("model.family=mea",), ("mea",)),
