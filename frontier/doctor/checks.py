@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Status = Literal["OK", "WARNING", "ERROR"]
@@ -26,9 +26,17 @@ class Check:
     value: float | str | None = None
     unit: str = ""
     mend: str = ""
+    hosts: tuple[str, ...] = ()
+    """Nodes that a WARNING or an ERROR is about; empty where it is about the job."""
+    blame: Mapping[str, str] = field(default_factory=dict)
+    """Of these, the nodes without which the finding would be gone, each with the reason. Not part of the report's JSON."""
 
     def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {
+            f.name: list(self.hosts) if f.name == "hosts" else getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name != "blame"
+        }
 
 
 def ok(check: str, text: str, value: float | str | None = None, unit: str = "") -> Check:
@@ -43,21 +51,48 @@ def error(check: str, text: str, mend: str, value: float | str | None = None, un
     return Check(check, "ERROR", text, value, unit, mend)
 
 
-def merge(nodes: Sequence[tuple[str, Sequence[Check]]]) -> list[Check]:
-    """The checks of (host, checks) of every node: per name the worst verdict, with the hosts that share it."""
+NAMED = 8
+"""At most so many nodes or ranks are named in a text; `hosts` holds them all."""
+OF_THE_JOB = ("working_dir", "ranks", "collectives")
+"""Checks that another set of nodes does not mend."""
+
+
+def some(names: Iterable[object], most: int = NAMED) -> str:
+    every = [str(name) for name in names]
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
+
+
+def leave_out(hosts: Iterable[str]) -> str:
+    """The words of a mend; a list that is too long for a line is in --bad-nodes."""
+    every = list(dict.fromkeys(hosts))
+    return f"sbatch --exclude={','.join(every[:NAMED])}{',…' if len(every) > NAMED else ''}"
+
+
+def merge(found: Sequence[tuple[str, Sequence[Check]]]) -> list[Check]:
+    """The checks of (host, checks) of every rank that has some: per name the worst verdict, with the hosts that share it."""
     by_name: dict[str, list[tuple[str, Check]]] = {}
-    for host, checks in nodes:
+    for host, checks in found:
         for check in checks:
             by_name.setdefault(check.check, []).append((host, check))
-    merged = []
-    for seen in by_name.values():
-        worst = max((c for _, c in seen), key=lambda c: _WORSE[c.status])
-        if worst.status != "OK" and len(nodes) > 1:
-            where = [host for host, c in seen if c.status == worst.status]
-            named = ", ".join(where[:3]) + (f" and {len(where) - 3} more" if len(where) > 3 else "")
-            worst = dataclasses.replace(worst, text=f"{worst.text} (on {named})")
-        merged.append(worst)
-    return merged
+    nodes = len({host for host, _ in found})
+    return [_worst(name, seen, nodes) for name, seen in by_name.items()]
+
+
+def _worst(name: str, seen: Sequence[tuple[str, Check]], nodes: int) -> Check:
+    worst = max((c for _, c in seen), key=lambda c: _WORSE[c.status])
+    if worst.status == "OK":
+        return worst
+    alike = {host: c.text for host, c in reversed(seen) if c.status == worst.status}
+    hosts = tuple(dict.fromkeys(host for host, _ in seen if host in alike))
+    text = worst.text
+    if nodes > 1:
+        text += f" (on {some(hosts)})"
+        if milder := dict.fromkeys(h for h, c in seen if c.status == "WARNING" and h not in alike):
+            text += f"; a WARNING on {some(milder)}"
+    # With fewer than three nodes nobody can tell whether variables and packages are wrong on one node or in the job.
+    settings = name.startswith("env.") or name == "versions"
+    blames = worst.status == "ERROR" and name not in OF_THE_JOB and not (settings and nodes < 3)
+    return dataclasses.replace(worst, text=text, hosts=hosts, blame=alike if blames else {})
 
 
 @contextmanager

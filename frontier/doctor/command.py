@@ -22,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
         "clocks. Every line is OK, WARNING or ERROR with the number behind it and the mend.",
         epilog="exit codes: 0 no ERROR, 75 at least one ERROR (mend it, or leave the node out, and try again), 2 the command itself is wrong",
     )
-    parser.add_argument("--json", action="store_true", help="a list of {check, status, value, unit, text, mend}")
+    parser.add_argument("--json", action="store_true", help="a list of {check, status, text, value, unit, mend, hosts}")
     parser.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine (no launcher needed)")
     parser.add_argument("--quick", action="store_true", help="smaller tensors and files, fewer sizes")
     parser.add_argument(
@@ -32,6 +32,21 @@ def _parser() -> argparse.ArgumentParser:
         help="measure this machine as a system description for `frontier plan --system FILE`; on a CPU one rank is one device, and without --ranks "
         "there are as many as cores",
     )
+    parser.add_argument(
+        "--local",
+        type=Path,
+        metavar="PATH",
+        default=Path(folder) if (folder := os.environ.get("FRONTIER_LOCAL")) else None,
+        help="node-local storage of every node, looked at as well ($FRONTIER_LOCAL, or none)",
+    )
+    parser.add_argument(
+        "--bad-nodes",
+        type=Path,
+        metavar="FILE",
+        help="write the nodes that a job should leave out, one a line with the reason after it; empty where there is none, or where more "
+        "than a third look bad",
+    )
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the numbers of every node, as JSON")
     parser.add_argument("--timeout", type=int, default=60, metavar="S", help="bound of one check, seconds (60)")
     return parser
 
@@ -60,14 +75,19 @@ def main(argv: Sequence[str]) -> int:
 
         command = [sys.executable, "-m", "frontier", "doctor", f"--timeout={args.timeout}"]
         command += ["--json"] * args.json + ["--quick"] * args.quick
-        command += [f"--write-system={args.write_system}"] if args.write_system is not None else []
+        for name in ("write_system", "local", "bad_nodes", "table"):
+            if (value := getattr(args, name)) is not None:
+                command.append(f"--{name.replace('_', '-')}={value}")
         return run_local(command, count)
 
+    # What the store's clients say about each other is said by the doctor, in one line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     from frontier.doctor.examine import examine
+    from frontier.doctor.visit import Options
 
+    options = Options(args.quick, args.timeout, args.write_system, args.local, args.bad_nodes, args.table)
     with _Output(as_json=args.json, main=ranks.is_main, source=f"rank {ranks.rank}") as output:
-        examine(ranks, output, quick=args.quick, timeout_s=args.timeout, target=args.write_system)
-        return output.end()
+        return examine(ranks, output, options)
 
 
 def _check_target(path: Path) -> None:
@@ -102,6 +122,7 @@ class _Output:
 
     def __init__(self, *, as_json: bool, main: bool, source: str) -> None:
         self.checks: list[Check] = []
+        self.table: list[str] = []
         self.as_json, self.main, self.source = as_json, main, source
 
     def __enter__(self) -> _Output:
@@ -115,19 +136,18 @@ class _Output:
         os.dup2(self._stdout, 1)
         os.close(self._stdout)
 
-    def hung(self, found: Check) -> None:
-        """From another thread, while the main one cannot be interrupted: report and end the process."""
-        self.checks.append(found)
+    def abort(self, words: str) -> None:
+        """Report and end the process, from any thread: the main one may not be interruptible."""
         if self.main:
             self._print()
         else:
-            print(f"frontier doctor: {self.source}: {found.check} {found.text}: {found.mend}", file=sys.stderr)
+            print(f"frontier doctor: {self.source}: {words}", file=sys.stderr)
         sys.stderr.flush()
         os._exit(EXIT_TRANSIENT)
 
     def end(self) -> int:
-        if self.main:
-            self._print()
+        """Rank 0 prints the report; returns the exit code."""
+        self._print()
         return EXIT_TRANSIENT if any(c.status == "ERROR" for c in self.checks) else EXIT_OK
 
     def _print(self) -> None:
@@ -136,6 +156,6 @@ class _Output:
         if self.as_json:
             text = json.dumps([c.as_dict() for c in self.checks], indent=1, allow_nan=False)
         else:
-            text = "\n".join(lines(self.checks))
+            text = "\n".join([*lines(self.checks), *self.table])
         with os.fdopen(os.dup(self._stdout), "w") as stdout:
             stdout.write(text + "\n")

@@ -39,7 +39,7 @@ def cores() -> int:
 
 def judge(env: Mapping[str, str], ranks: Ranks, site: Site) -> list[Check]:
     """All checks of variables; one OK line where nothing is wrong."""
-    found = [*_threads(env, ranks, site), *_rendezvous(env, ranks, site), *_slow(env, ranks)]
+    found = [*_threads(env, ranks, site), *meeting_place(env, ranks), *_interfaces(env, site), *_slow(env, ranks)]
     if site.device == "cuda" and ranks.nodes > 1:
         found += _collectives(env, site)
     if site.slingshot and ranks.nodes > 1:
@@ -83,7 +83,8 @@ def _own_cores(env: Mapping[str, str]) -> bool:
     return "SLURM_CPUS_PER_TASK" in env or "PALS_LOCAL_RANKID" in env
 
 
-def _rendezvous(env: Mapping[str, str], ranks: Ranks, site: Site) -> list[Check]:
+def meeting_place(env: Mapping[str, str], ranks: Ranks) -> list[Check]:
+    """Of the variables that say where rank 0 is; with an ERROR among them no rank finds another."""
     found = []
     port = env.get("MASTER_PORT")
     if port is not None and not (port.isdigit() and 0 < int(port) < 65536):
@@ -110,6 +111,11 @@ def _rendezvous(env: Mapping[str, str], ranks: Ranks, site: Site) -> list[Check]
                     value=address,
                 )
             )
+    return found
+
+
+def _interfaces(env: Mapping[str, str], site: Site) -> list[Check]:
+    found = []
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         if name.startswith("NCCL") and site.device != "cuda":
             continue

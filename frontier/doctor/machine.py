@@ -1,49 +1,22 @@
-"""What this process finds on its node: versions, limits, devices, memory, energy counters."""
+"""What this process finds on its node: limits, devices, memory, energy counters."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import os
-import platform
 import resource
-import shutil
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from frontier.doctor import storage
 from frontier.doctor.checks import Check, error, ok, warning
 from frontier.doctor.environment import Site
 from frontier.launch.ranks import Ranks
 from frontier.train.metrics import device_name
-
-PACKAGES = ("torch", "numpy", "h5py", "mpi4py", "deepspeed")
-NEEDED = ("torch", "numpy", "h5py")
-
-
-def versions() -> dict[str, str | None]:
-    """Installed versions, nothing imported (`import deepspeed` alone takes seconds); None where a package is missing."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    found["torch"] = torch.__version__  # with its build, as in 2.13.0+rocm7.1
-    found["rocm"], found["cuda"] = torch.version.hip, torch.version.cuda
-    return found
-
-
-def check_versions(found: dict[str, str | None]) -> Check:
-    text = ", ".join(f"{name} {version}" for name, version in found.items() if version)
-    missing = [name for name in NEEDED if not found[name]]
-    if missing:
-        return error("versions", f"{', '.join(missing)} missing; {text}", "pip install frontier-geofm")
-    absent = [name for name in PACKAGES if not found[name]]
-    return ok("versions", text + (f"; not installed: {', '.join(absent)}" if absent else ""), found["torch"])
 
 
 def host_memory_gib() -> tuple[float, float]:
@@ -77,14 +50,7 @@ def check_limits() -> list[Check]:
         found = [warning("open_files", f"{files} files a process", "ulimit -n 65536", soft, "files")]
     else:
         found = [ok("open_files", f"{files} files a process", soft if soft >= 0 else None, "files")]
-    try:
-        free = shutil.disk_usage("/dev/shm").free / 2**30
-    except OSError:
-        return [*found, ok("shared_memory", "no /dev/shm here")]
-    if free < 1:
-        mend = "docker run --shm-size=8g, or data.workers=0: loaders with workers and NCCL use it"
-        return [*found, warning("shared_memory", f"/dev/shm has {free:.2f} GiB free", mend, free, "GiB")]
-    return [*found, ok("shared_memory", f"/dev/shm has {free:.1f} GiB free", free, "GiB")]
+    return [*found, storage.shared_memory()]
 
 
 def check_cores(ranks: Ranks, site: Site) -> Check:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -13,6 +14,13 @@ from frontier.doctor.checks import Check, error, ok, warning
 
 PIECE = 4 << 20
 SCARCE = 5 * 2**30
+"""Less than this is a WARNING, bytes."""
+FULL, FULL_PART = 2**30, 0.05
+"""Nearly full, an ERROR: less than the smaller of both is free (bytes; part of the file system)."""
+WHY = {
+    "working_dir": "free some space: a checkpoint takes 12 bytes a parameter",
+    "local": "remove what earlier jobs left there, stage less, or leave the node out: environment and shards are copied there",
+}
 NETWORK = ("lustre", "nfs", "nfs4", "gpfs", "beegfs", "ceph", "wekafs", "daos")
 
 
@@ -51,25 +59,41 @@ def measure(folder: Path, size: int, limit_s: float) -> tuple[float, float]:
     return written / write_s / 1e9, read / read_s / 1e9
 
 
+def nearly_full(free: int, total: int) -> bool:
+    return free < min(FULL, FULL_PART * total)
+
+
 def look(name: str, folder: Path, size: int, *, needed: bool) -> list[Check]:
-    """Checks `name` (space, kind) and `name`.write and .read (GB/s). `needed`: a folder that cannot be written is an ERROR."""
+    """Checks `name` (space, kind) and `name`.write and .read (GB/s).
+
+    A file system that is nearly full is an ERROR; a folder that is not there or cannot be written is one where it is `needed`.
+    """
     judge = error if needed else warning
     try:
         state = os.statvfs(folder)
     except OSError as problem:
-        return [judge(name, f"{folder}: {problem.strerror}", f"make {folder}, or name another folder")]
-    system, free = kind(folder), state.f_bavail * state.f_frsize
-    mend = "go to a folder that you may write to" if needed else "export TMPDIR=<a folder that you may write to>"
+        return [
+            judge(name, f"{folder}: {problem.strerror}", f"make {folder}, name another folder, or leave the node out")
+        ]
+    system, free, total = kind(folder), state.f_bavail * state.f_frsize, state.f_blocks * state.f_frsize
+    space = WHY.get(name, "free some space, or leave the node out")
     try:
         write, read = measure(folder, size, limit_s=3.0)
     except OSError as problem:
         if problem.errno in (errno.ENOSPC, errno.EDQUOT):
             what = "is full" if problem.errno == errno.ENOSPC else "is over its quota"
-            return [judge(name, f"{folder} ({system}) {what}", "free some space", free / 2**30, "GiB")]
+            return [error(name, f"{folder} ({system}) {what}", space, free / 2**30, "GiB")]
+        mend = {
+            "working_dir": "go to a folder that you may write to",
+            "tmpdir": "export TMPDIR=<a folder that you may write to>",
+        }.get(name, f"make {folder} writable, or leave the node out")
         return [judge(name, f"{folder} ({system}) cannot be written: {problem.strerror}", mend)]
     text = f"{folder}: {system}, {free / 2**30:.1f} GiB free"
-    if free < SCARCE:
-        first = warning(name, text, "free some space: a checkpoint takes 12 bytes a parameter", free / 2**30, "GiB")
+    if nearly_full(free, total):
+        full = f"{folder} ({system}) is nearly full: {free / 2**20:.0f} of {total / 2**20:.0f} MiB free"
+        first = error(name, full, space, free / 2**30, "GiB")
+    elif free < SCARCE:
+        first = warning(name, text, space, free / 2**30, "GiB")
     elif system in ("nfs", "nfs4") and needed:
         first = warning(name, f"{text}; NFS serves many ranks slowly", "run from scratch storage", free / 2**30, "GiB")
     else:
@@ -79,6 +103,36 @@ def look(name: str, folder: Path, size: int, *, needed: bool) -> list[Check]:
         ok(f"{name}.write", f"{write:.2f} GB/s written through to the disk", write, "GB/s"),
         ok(f"{name}.read", f"{read:.2f} GB/s read by one process", read, "GB/s"),
     ]
+
+
+def shared_memory(folder: Path = Path("/dev/shm")) -> Check:
+    """Loaders with workers, and NCCL inside a node, use it."""
+    if not folder.exists():
+        return ok("shared_memory", f"no {folder} here")
+    try:
+        state = os.statvfs(folder)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as handle:
+            handle.write(b"x")
+    except OSError as problem:
+        mend = "remove what others left there (ls -l /dev/shm), or leave the node out"
+        return error("shared_memory", f"{folder} cannot be written: {problem.strerror}", mend)
+    free, total = state.f_bavail * state.f_frsize, state.f_blocks * state.f_frsize
+    text = f"{folder} has {free / 2**30:.2f} of {total / 2**30:.2f} GiB free"
+    if nearly_full(free, total):
+        mend = "remove what others left there (ls -l /dev/shm), or leave the node out"
+        return error("shared_memory", f"{text}: nearly full", mend, free / 2**30, "GiB")
+    if free < 2**30:
+        mend = "docker run --shm-size=8g, or data.workers=0: loaders with workers and NCCL use it"
+        return warning("shared_memory", text, mend, free / 2**30, "GiB")
+    return ok("shared_memory", text, free / 2**30, "GiB")
+
+
+def free_gib(folder: Path | None) -> float | None:
+    """Space of a folder; None where it cannot be told."""
+    try:
+        return shutil.disk_usage(folder).free / 2**30 if folder is not None else None
+    except OSError:
+        return None
 
 
 def locking(env: dict[str, str], folder: Path) -> list[Check]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -295,16 +293,5 @@ def links(fits: Sequence[Fit]) -> list[dict[str, Any]]:
 HEAD = "# Measured by `frontier doctor --write-system`; `frontier plan --system THIS_FILE` predicts with it. Rates are of one rank.\n"
 
 
-def write(path: Path, description: dict[str, Any]) -> None:
-    """The whole file or none. Raises OSError."""
-    text = HEAD + yaml.safe_dump(description, sort_keys=False, width=150, default_flow_style=None)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
-        part = Path(handle.name)
-        try:
-            handle.write(text)
-            handle.flush()
-            part.chmod(0o644)
-            part.replace(path)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
+def text_of(description: dict[str, Any]) -> str:
+    return HEAD + yaml.safe_dump(description, sort_keys=False, width=150, default_flow_style=None)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from frontier.doctor import checks, compare, storage
+from frontier.doctor import checks, compare, libraries, links, meeting, nodes, storage
 from frontier.doctor.collectives import fit, sizes_of_groups
 from frontier.doctor.environment import Site, judge
 from frontier.launch.ranks import Ranks
@@ -131,25 +132,6 @@ def test_a_sound_folder_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_worst_of_all_nodes_is_reported_with_its_hosts() -> None:
-    fine, scarce = checks.ok("shm", "8 GiB", 8.0), checks.warning("shm", "0.1 GiB", "grow it", 0.1)
-    merged = checks.merge([("a", [fine]), ("b", [scarce]), ("c", [fine])])
-    assert [(c.check, c.status, c.text) for c in merged] == [("shm", "WARNING", "0.1 GiB (on b)")]
-    many = checks.merge([(f"n{i}", [scarce]) for i in range(10)])
-    assert many[0].text == "0.1 GiB (on n0, n1, n2 and 7 more)"
-
-
-def test_ranks_that_differ_are_named() -> None:
-    hosts = ["a", "a", "b", "b"]
-    slow = compare.check_spread("product", [1.0, 1.0, 1.0, 0.5], hosts, "TFLOP/s")
-    assert slow.status == "WARNING" and "rank 3 on b" in slow.text and "--exclude=b" in slow.mend
-    assert compare.check_spread("product", [1.0, 0.9], ["a", "a"], "TFLOP/s").status == "OK"
-    late = compare.check_clocks([0.0, 0.0, 7.5, 0.0], hosts)
-    assert late.status == "WARNING" and "rank 2 on b is +7.50 s" in late.text
-    other = compare.check_same([{"torch": "2.13.0"}] * 3 + [{"torch": "2.10.0"}], hosts)
-    assert other.status == "ERROR" and "2.10.0 on rank 3 (b)" in other.text
-
-
 @pytest.mark.parametrize(("collective", "turns"), [("all_gather", 1), ("reduce_scatter", 1), ("all_reduce", 2)])
 def test_the_fit_finds_the_constants_that_made_the_times(collective: str, turns: int) -> None:
     ranks, alpha, speed = 8, 5e-6, 40.0
@@ -180,7 +162,7 @@ def test_a_system_file_is_whole_or_absent(tmp_path, monkeypatch) -> None:
 
     import pytest
 
-    from frontier.doctor import system
+    from frontier.doctor import nodes
     from frontier.doctor.command import _check_target
     from frontier.errors import UserError
 
@@ -192,5 +174,220 @@ def test_a_system_file_is_whole_or_absent(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="No space"):
-        system.write(tmp_path / "local.yaml", {"name": "local"})
+        nodes.write(tmp_path / "local.yaml", "name: local")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_worst_of_all_nodes_is_reported_with_its_hosts() -> None:
+    fine, scarce = checks.ok("shm", "8 GiB", 8.0), checks.warning("shm", "0.1 GiB", "grow it", 0.1)
+    gone = checks.error("shm", "cannot be written", "mount it")
+    merged = checks.merge([("a", [fine]), ("b", [scarce]), ("c", [fine])])
+    assert [(c.status, c.text, c.hosts) for c in merged] == [("WARNING", "0.1 GiB (on b)", ("b",))]
+    (many,) = checks.merge([(f"n{i}", [scarce]) for i in range(10)])
+    assert many.text.endswith("n7 and 2 more)") and len(many.hosts) == 10 and not many.blame
+    (both,) = checks.merge([("a", [scarce]), ("b", [gone]), ("b", [scarce])])
+    assert both.status == "ERROR" and both.text == "cannot be written (on b); a WARNING on a"
+    assert both.hosts == ("b",) and both.blame == {"b": "cannot be written"}
+    assert both.as_dict().keys() == {"check", "status", "text", "value", "unit", "mend", "hosts"}
+
+
+def test_all_slow_ranks_are_named_and_very_slow_nodes_blamed() -> None:
+    hosts = ["a", "a", "b", "b", "c", "c"]
+    found = compare.check_spread("product", [1.0, 1.0, 1.0, 0.45, 1.0, 0.7], hosts, "TFLOP/s")
+    assert found.status == "WARNING" and found.hosts == ("b", "c") and found.blame.keys() == {"b"}
+    assert "rank 3 on b 0.45 (45%), rank 5 on c 0.7 (70%)" in found.text and "--exclude=b,c" in found.mend
+    assert compare.check_spread("product", [1.0, 0.9], ["a", "a"], "TFLOP/s").status == "OK"
+    # Ranks that differ widely among themselves are no outliers; of two nodes none is blamed.
+    assert compare.check_spread("product", [1.0, 0.6, 1.5, 2.0, 0.9], list("abcde"), "TFLOP/s").status == "OK"
+    noisy = compare.check_spread("product", [1.0, 0.2, 1.5, 2.0, 0.9], list("abcde"), "TFLOP/s")
+    assert noisy.hosts == ("b",) and not noisy.blame
+    assert not compare.check_spread("product", [1.0, 0.1], ["a", "b"], "TFLOP/s").blame
+
+
+def test_clocks_by_majority() -> None:
+    def judged(*offsets: float) -> checks.Check:
+        return compare.check_clocks(compare.clocks_of_nodes(offsets, [f"n{i}" for i in range(len(offsets))]))
+
+    assert judged(0.0, 0.2, -0.3, 0.1).status == "OK"
+    first = judged(0.0, -7.5, -7.4, -7.5)  # offsets are against rank 0, whose clock is the wrong one
+    assert first.status == "WARNING" and first.hosts == ("n0",) and "n0 +7.50 s" in first.text and not first.blame
+    wild = judged(0.0, 0.0, 100.0, 0.0, -90.0)
+    assert wild.status == "ERROR" and wild.hosts == ("n2", "n4") and wild.blame.keys() == {"n2", "n4"}
+    for offsets in ((0.0, 90.0), (0.0, 0.0, 90.0, 90.0)):
+        open_question = judged(*offsets)
+        assert open_question.status == "ERROR" and not open_question.blame and "no majority" in open_question.text
+        assert len(open_question.hosts) == len(offsets)
+
+
+def test_versions_by_majority() -> None:
+    old, new = {"torch": "2.10.0", "numpy": "2.4"}, {"torch": "2.13.0", "numpy": "2.4"}
+    found = compare.check_same("same_versions", [old, new, new, new], list("abcd"))
+    assert found.status == "ERROR" and found.hosts == ("a",) and found.text == "torch is 2.10.0 on a, 2.13.0 on most"
+    assert found.blame == {"a": "torch is 2.10.0, 2.13.0 on most nodes"}
+    tie = compare.check_same("same_versions", [old, new], ["a", "b"])
+    assert tie.hosts == ("a", "b") and not tie.blame and "no majority" in tie.text
+    assert compare.check_same("same_places", [old, new, new], list("abc")).status == "WARNING"
+    assert compare.check_same("same_versions", [new, {"torch": "2.13.0"}], ["a", "a"]).status == "OK"
+
+
+@pytest.mark.parametrize("members", [2, 3, 4, 5, 8, 9, 101, 128])
+def test_rounds_are_disjoint_pairs_with_ever_other_partners(members: int) -> None:
+    turns = links.rounds(members)
+    assert len(turns) == min(3, members - 1 + members % 2)
+    seen: list[set[int]] = [set() for _ in range(members)]
+    for pairs in turns:
+        flat = [i for pair in pairs for i in pair]
+        assert len(flat) == len(set(flat)) >= members - 1
+        for a, b in pairs:
+            assert a != b and b not in seen[a]
+            seen[a].add(b)
+            seen[b].add(a)
+    assert min(map(len, seen)) >= min(2, members - 1)
+
+
+def test_all_ranks_of_a_machine_find_their_partners() -> None:
+    nodes_ = links.grid(["a", "b", "a", "b", "c", "c"])  # not in blocks
+    assert nodes_ == [[0, 2], [1, 3], [4, 5]]
+    between, inside = links.plan(nodes_, 2)
+    assert {pair for pairs in between for pair in pairs} == {(0, 1), (2, 3), (0, 4), (2, 5), (1, 4), (3, 5)}
+    assert inside == [[(0, 2), (1, 3), (4, 5)]]
+
+
+def pairs_of(speeds: list[float]) -> list[tuple[str, str, float]]:
+    """What is measured where a pair is as quick as the slower one of both."""
+    turns = links.rounds(len(speeds))
+    return [(f"n{a}", f"n{b}", min(speeds[a], speeds[b])) for pairs in turns for a, b in pairs]
+
+
+@pytest.mark.parametrize("members", [3, 4, 5, 6, 7, 16, 33])
+def test_a_slow_node_is_told_from_its_partners(members: int) -> None:
+    for slow in range(members):
+        found = links.check_between(pairs_of([1.0 if i == slow else 10.0 for i in range(members)]))
+        assert found.status == "WARNING" and found.hosts == (f"n{slow}",) and found.blame.keys() == {f"n{slow}"}
+    assert links.check_between(pairs_of([10.0] * members)).status == "OK"
+
+
+def test_two_slow_nodes_also_where_they_meet() -> None:
+    a, b = links.rounds(16)[0][3]
+    found = links.check_between(pairs_of([1.0 if i in (a, b) else 10.0 for i in range(16)]))
+    assert set(found.hosts) == {f"n{a}", f"n{b}"}
+
+
+def test_a_slow_way_between_two_quick_nodes_blames_neither() -> None:
+    pairs = pairs_of([10.0] * 8)
+    pairs[5] = (*pairs[5][:2], 1.0)
+    found = links.check_between(pairs)
+    assert found.status == "WARNING" and not found.blame and set(found.hosts) == set(pairs[5][:2])
+    two = links.check_between([("a", "b", 0.1)])
+    assert two.status == "OK" and "cannot be told" in two.text
+
+
+def test_places_in_a_node_are_held_against_the_same_places_elsewhere() -> None:
+    members = [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    hosts = [f"n{r // 3}" for r in range(9)]
+    rate = {(0, 1): 200.0, (0, 2): 50.0, (1, 2): 50.0}  # by design
+    found = [{(m[a], m[b]): speed for m in members for (a, b), speed in rate.items()}]
+    assert links.check_inside(found, members, hosts).status == "OK"
+    found[0][(3, 4)] = 50.0  # as quick as others, and a quarter of what it should be
+    judged = links.check_inside(found, members, hosts)
+    assert judged.hosts == ("n1",) and judged.blame.keys() == {"n1"} and "local ranks 0 and 1 at 25%" in judged.text
+
+
+def blamed(name: str, *hosts: str) -> checks.Check:
+    return checks.Check(name, "ERROR", "bad", mend="mend", hosts=hosts, blame=dict.fromkeys(hosts, "bad"))
+
+
+def test_at_most_a_third_of_the_nodes_is_called_bad() -> None:
+    six = [f"n{i}" for i in range(6)]
+    named, found = nodes.bad([blamed("disk", "n1"), blamed("clock", "n1", "n2")], six)
+    assert named == {"n1": "disk: bad; clock: bad", "n2": "clock: bad"} and found.hosts == ("n1", "n2")
+    assert nodes.list_lines(named) == "n1 disk: bad; clock: bad\nn2 clock: bad\n"
+    named, found = nodes.bad([blamed("disk", "n1", "n2", "n3")], six)
+    assert not named and found.status == "WARNING" and "the cause is not the nodes" in found.text
+    named, _ = nodes.bad([blamed("disk", "n1", "n2", "n3"), blamed("clock", "n5")], six)  # what all have is not theirs
+    assert named == {"n5": "clock: bad"}
+    assert not nodes.bad([blamed("a", "n1"), blamed("b", "n2"), blamed("c", "n3")], six)[0]
+    assert nodes.bad([blamed("disk", "a")], ["a", "b"])[0] == {"a": "disk: bad"}
+    assert nodes.bad([checks.warning("x", "y", "z")], six)[1].status == "OK" and nodes.list_lines({}) == ""
+
+
+def test_a_long_table_shows_what_is_wrong() -> None:
+    hosts = [f"n{i:03}" for i in range(200)]
+    sent = {"free": {"local_gib": 9.0, "tmp_gib": 5.0, "run_gib": 7.0}, "versions": {"torch": "2"}}
+    table = nodes.rows(hosts, dict.fromkeys(range(200), sent))
+    nodes.fill(table, "product_tflops", [1.0] * 199 + [0.2], hosts)
+    text = nodes.lines(table, [blamed("product.spread", "n199")])
+    assert len(text) == 5 and text[2].startswith("n199") and text[2].endswith("product.spread")
+    assert text[3].startswith("median") and "200 nodes, 1 with findings" in text[4]
+    assert len(nodes.document(table, [])["nodes"]) == 200
+
+
+def test_who_is_missing() -> None:
+    assert meeting.expand("n[01-03,7],x,r[1-2]c[0-1]") == [
+        "n01",
+        "n02",
+        "n03",
+        "n7",
+        "x",
+        "r1c0",
+        "r1c1",
+        "r2c0",
+        "r2c1",
+    ]
+    env = {"SLURM_STEP_NODELIST": "n[1-3]", "SLURM_STEP_TASKS_PER_NODE": "2(x2),1"}
+    expected = meeting.expected_hosts(env, Ranks(0, 5, 0, 2, "slurm", 3))
+    assert expected == {"n1": 2, "n2": 2, "n3": 1}
+    assert meeting.missing_hosts(expected, {0: "n1", 1: "n1", 2: "n2"}).keys() == {"n2", "n3"}
+    assert meeting.missing_hosts({}, {0: "n1"}) == {}
+    assert meeting.spans([5, 0, 1, 2, 7, 8]) == "0-2, 5, 7-8"
+
+
+def test_a_package_that_shadows_another_is_what_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mpi4py", "deepspeed"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "mpi4py" / "__init__.py").write_text('__version__ = "0.0.7"\n')
+    (tmp_path / "deepspeed" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("mpi4py", "deepspeed"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    found = libraries.versions({}, whole=False)
+    assert found["mpi4py"] == "0.0.7" and found["deepspeed"] == f"unknown, in {tmp_path}/deepspeed"
+    assert libraries.places({}, False, None)["mpi4py"] == f"{tmp_path}/mpi4py"
+
+
+def test_libraries_are_those_of_the_library_path(tmp_path: Path) -> None:
+    (tmp_path / "libfabric.so.1.27.0").touch()
+    (tmp_path / "libfabric.so.1").symlink_to("libfabric.so.1.27.0")
+    (tmp_path / "librccl-net-ofi.so").touch()
+    env = {"LD_LIBRARY_PATH": f"/nowhere:{tmp_path}", "NCCL_NET_PLUGIN": "ofi"}
+    found = libraries.libraries(env)
+    assert (
+        found["libfabric"] == tmp_path / "libfabric.so.1.27.0"
+        and found["net_plugin"] == tmp_path / "librccl-net-ofi.so"
+    )
+
+
+def test_a_digest_of_the_source_changes_with_a_byte_and_a_name(tmp_path: Path) -> None:
+    seen = set()
+    for name, text in (("a.py", "1"), ("a.py", "2"), ("b.py", "2")):
+        for old in tmp_path.glob("*.py"):
+            old.unlink()
+        (tmp_path / name).write_text(text)
+        seen.add(libraries.digest(tmp_path))
+    assert len(seen) == 3
+
+
+def test_nearly_full_is_the_smaller_of_a_gib_and_a_twentieth() -> None:
+    assert storage.nearly_full(free=14 << 20, total=300 << 20) and not storage.nearly_full(16 << 20, 300 << 20)
+    assert storage.nearly_full(free=1 << 29, total=1 << 41) and not storage.nearly_full(2 << 30, 1 << 41)
+
+
+def test_shared_memory_that_cannot_be_used() -> None:
+    assert storage.shared_memory(Path("/proc")).status == "ERROR"
+    assert storage.shared_memory(Path("/nowhere")).status == "OK"
+
+
+def test_disks_that_are_fuller_than_the_others() -> None:
+    found = compare.check_free({"a": 900.0, "b": 100.0, "c": 950.0, "d": 920.0})
+    assert found.status == "WARNING" and found.hosts == ("b",) and not found.blame
+    assert compare.check_free({"a": 900.0, "b": 100.0}).status == "OK"
