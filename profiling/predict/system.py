@@ -58,8 +58,7 @@ class Node(_Part):
     device_idle_w: Watts | None = None
     device_busy_w: Watts | None = None
     scheduler: str | None = None
-    """This and the limits are for people and job scripts: no prediction depends on them."""
-    partition_limits: dict[str, Any] | None = None
+    """For people: no prediction depends on it. Limits of partitions are in jobs/sites/."""
 
 
 class Link(_Part):
