@@ -32,7 +32,7 @@ def test_outside_slurm(shards: Path, tmp_path: Path) -> None:
         },
     )
     assert done.returncode == 0, done.stderr
-    assert "outside Slurm and without a GPU: the same path with preset vit_debug on 2 CPU ranks" in done.stdout
+    assert "no scheduler and no GPU: the same path with preset vit_debug on 2 CPU ranks" in done.stdout
     assert len(curve(run)) == 3
     start = read_jsonl(run / "starts.jsonl")[0]
     assert (start["world_size"], start["strategy"]) == (2, "hybrid_2")
