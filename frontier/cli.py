@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "frontier_profiling.sweep.command:main",
         "a scaling study: measured here, submitted to Slurm, or predicted",
     ),
+    "submit": ("frontier.submit.command:main", "check a run, render a site's job script for it, submit it"),
     "shards": ("data_prep.command:main", "write, verify and describe HDF5 shards"),
 }
 """verb -> (module:function taking argv and returning an exit code, one line of help)"""
