@@ -149,6 +149,6 @@ def assemble() -> Team:
     if found != ranks.world_size:
         raise UserError(
             f"{ranks.source} started {ranks.world_size} ranks, but mpi4py sees {found}: build mpi4py against the MPI "
-            "of the launcher"
+            "of the launcher" + (", or export SLURM_MPI_TYPE (`srun --mpi=list`)" if ranks.source == "slurm" else "")
         )
     return Team(MPI.COMM_WORLD)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.names import CODECS
-from frontier.errors import EXIT_OK, UserError
+from frontier.errors import EXIT_OK, EXIT_REQUEUE, UserError
 
 if TYPE_CHECKING:
     from data_prep.plan import PlanOptions
@@ -156,18 +160,19 @@ def _write(arguments: argparse.Namespace) -> int:
 
     team = assemble()
     try:
-        source, options = team.lead(lambda: arguments.open(arguments, team))
-        if arguments.dry_run:
-            return _dry_run(arguments, source, options) if team.rank == 0 else EXIT_OK
-        done = write(
-            source,
-            arguments.out,
-            options,
-            workers=arguments.workers,
-            overwrite=arguments.overwrite,
-            progress=_progress() if team.rank == 0 else None,
-            team=team,
-        )
+        with _until_asked_to_stop(team):
+            source, options = team.lead(lambda: arguments.open(arguments, team))
+            if arguments.dry_run:
+                return _dry_run(arguments, source, options) if team.rank == 0 else EXIT_OK
+            done = write(
+                source,
+                arguments.out,
+                options,
+                workers=arguments.workers,
+                overwrite=arguments.overwrite,
+                progress=_progress() if team.rank == 0 else None,
+                team=team,
+            )
     except UserError as error:
         if team.rank == 0:
             raise
@@ -200,6 +205,22 @@ def _write(arguments: argparse.Namespace) -> int:
         + (f"; {skipped} images skipped, named in {arguments.out / REPORT}" if skipped else "")
     )
     return EXIT_OK
+
+
+@contextmanager
+def _until_asked_to_stop(team: Team) -> Iterator[None]:
+    """SIGUSR1 ends the process at once with 85: what is whole stays, and the same call goes on. MPICH (5.0) swallows the signal."""
+
+    def leave(number: int, frame: object) -> None:
+        if team.rank == 0:
+            print("stopped by SIGUSR1: the same command goes on", file=sys.stderr, flush=True)
+        os._exit(EXIT_REQUEUE)  # no goodbye of MPI: the other ranks are leaving too
+
+    before = signal.signal(signal.SIGUSR1, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def _source(arguments: argparse.Namespace, team: Team) -> tuple[Source, PlanOptions]:

@@ -64,15 +64,21 @@ def parser() -> argparse.ArgumentParser:
         help="submitted: one job for all points of a number of nodes, or many: a job a point",
     )  # fmt: skip
     out.add_argument(
+        "--site",
+        metavar="NAME",
+        help="submitted: header, modules, environment and srun's words of a site: frontier, lumi, …, or a YAML file; kept in "
+        "study.yaml (job.site)",
+    )
+    out.add_argument(
         "--sbatch-args",
         metavar="ARGS",
-        help='submitted: such as "-A abc123 -p batch"; kept in study.yaml (job.sbatch_args)',
+        help='submitted: such as "-A abc123 -p batch", over the site\'s (job.sbatch_args)',
     )
     out.add_argument(
-        "--srun-args", metavar="ARGS", help='such as "-c7 --gpus-per-task=1 --gpu-bind=closest" (job.srun_args)'
+        "--srun-args", metavar="ARGS", help='after the site\'s, such as "-c7 --gpus-per-task=1" (job.srun_args)'
     )
     out.add_argument(
-        "--job-setup", metavar="FILE", help="submitted: shell lines that a job runs first: modules, venv (job.setup)"
+        "--job-setup", metavar="FILE", help="submitted: shell lines that run after the site's modules (job.setup)"
     )
     out.add_argument("--no-report", action="store_true", help="rows.json and rows.csv only")
     out.add_argument("--json", action="store_true", help="print rows.json on standard output")
@@ -99,8 +105,10 @@ def main(argv: Sequence[str]) -> int:
 
     path = find(options.study)
     study = read_study(path, [*options.set, *job_settings(options)], options.mode)
-    if study.mode != "submitted" and (options.collect or options.job_setup or options.sbatch_args):
-        raise UserError(f"--collect, --sbatch-args and --job-setup go with --mode submitted, the study is {study.mode}")
+    if study.mode != "submitted" and (options.collect or options.job_setup or options.sbatch_args or options.site):
+        raise UserError(
+            f"--collect, --site, --sbatch-args and --job-setup go with --mode submitted, the study is {study.mode}"
+        )
     if study.mode == "predicted" and (retry or options.srun_args):
         raise UserError("--retry and --srun-args are for points that run, the study is predicted")
     out = (
@@ -132,7 +140,7 @@ def job_settings(options: argparse.Namespace) -> list[str]:
     """The options about jobs as overrides of the study."""
     import json
 
-    given = {"job.sbatch_args": options.sbatch_args, "job.srun_args": options.srun_args}
+    given = {"job.site": options.site, "job.sbatch_args": options.sbatch_args, "job.srun_args": options.srun_args}
     if options.job_setup:
         try:
             given["job.setup"] = Path(options.job_setup).read_text()
@@ -142,9 +150,13 @@ def job_settings(options: argparse.Namespace) -> list[str]:
 
 
 def ranks_per_node(study: Study) -> int:
-    """The study's, else the devices of the system's node."""
+    """The study's, else the devices of the site's node where one is named, else of the system's."""
     if study.ranks_per_node is not None or study.grid.ranks is not None:
         return study.ranks_per_node or 1
+    if study.job.site is not None and study.mode != "predicted":
+        from frontier.submit.site import load_site
+
+        return load_site(study.job.site).ranks_per_node
     from frontier_profiling.predict.system import load_system
 
     return load_system(study.system).node.devices

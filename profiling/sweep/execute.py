@@ -41,11 +41,15 @@ def stop_on_signal() -> Iterator[None]:
 
 
 def command(study: Study, point: Point, where: Place, env: Mapping[str, str]) -> list[str]:
-    """What runs a point here: `srun` inside a Slurm allocation, else as many ranks on this machine."""
+    """What runs a point here: `srun` inside a Slurm allocation, else as many ranks on this machine.
+
+    A job that jobs/study.sh began tells in FRONTIER_STEP_WORDS what its site's srun takes, and in FRONTIER_PYTHON_WORDS what runs
+    Python on its nodes.
+    """
     module = ["frontier_profiling.measure.reading"] if point.data == "only" else ["frontier", "pretrain"]
-    run = [sys.executable, "-m", *module, str(where.config)]
+    run = ["-m", *module, str(where.config)]
     if "SLURM_JOB_ID" not in env:
-        return [*run, "--ranks", str(point.ranks)]
+        return [sys.executable, *run, "--ranks", str(point.ranks)]
     per_node = -(-point.ranks // point.nodes)
     minutes = -(-study.time_limit_s // 60) + 1  # Slurm's own guard: a step outlives its srun
     srun = [
@@ -55,7 +59,9 @@ def command(study: Study, point: Point, where: Place, env: Mapping[str, str]) ->
         f"--ntasks-per-node={per_node}",
         f"--time={minutes}",
     ]
-    return [*srun, "--kill-on-bad-exit=1", *shlex.split(study.job.srun_args), *run]
+    site = shlex.split(env.get("FRONTIER_STEP_WORDS", ""))
+    python = shlex.split(env.get("FRONTIER_PYTHON_WORDS", "")) or [sys.executable]
+    return [*srun, "--kill-on-bad-exit=1", *site, *shlex.split(study.job.srun_args), *python, *run]
 
 
 def environment(study: Study, point: Point) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -77,8 +78,28 @@ AXES = (
 
 
 def measured_rows(study: Study, out: Path, found: Sequence[Point]) -> list[Row]:
-    """A row for every point, from its folder."""
-    return [_measured(study, place(out, point), point, out) for point in found]
+    """A row for every point, from its folder. Where the devices were not the study's system's, they are rows of `local`."""
+    rows = [_measured(study, place(out, point), point, out) for point in found]
+    elsewhere = sorted({str(row.facts["device"]) for row in rows if not measured_there(study, row)})
+    for row in rows if elsewhere else []:
+        row.notes = [*row.notes, f"the study names {row.system}; measured on {', '.join(elsewhere)}"]
+        row.system = "local"
+    return rows
+
+
+def measured_there(study: Study, row: Row) -> bool:
+    """Whether the device that a row was measured on can be one of the study's system's; True where either is unknown."""
+    from frontier_profiling.predict.system import load_system
+
+    seen, kind = row.facts.get("device"), row.facts.get("device_type")
+    if seen is None or study.system == "local":
+        return True
+    try:
+        device = load_system(study.system).device
+    except UserError:
+        return True
+    model = re.search(r"[A-Za-z]*\d{3,}[A-Za-z]*", device.name)  # MI250X, A100, 1550
+    return kind == device.type and (kind == "cpu" or model is None or bool(re.search(rf"\b{model[0]}\b", str(seen))))
 
 
 def _measured(study: Study, where: Place, point: Point, out: Path) -> Row:

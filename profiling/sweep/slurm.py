@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,10 @@ from string import Template
 
 from frontier.claim import HeldError, claimed
 from frontier.errors import TransientError, UserError
+from frontier.submit.queue import OVER, run, slurm_states
+from frontier.submit.render import filled, hms
+from frontier.submit.shell import site_shell
+from frontier.submit.site import Site, jobs_folder, load_site
 from frontier_profiling.sweep.grid import Point
 from frontier_profiling.sweep.outcome import OUT_OF_MEMORY, tail
 from frontier_profiling.sweep.state import FINAL, LOST_RUNNERS, Place, forget_runner, lost_too_often, place, write_text
@@ -26,11 +29,6 @@ from frontier_profiling.sweep.study import Study
 
 START_S = 120
 """Added to a job's time for every point: starting ranks and reading what they left."""
-
-OVER = (
-    "COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "CANCELLED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "PREEMPTED",
-)  # fmt: skip
-"""States of a job that will not run again; a requeued one waits under the same id."""
 
 SCRIPT = Template(
     """#!/bin/bash
@@ -41,10 +39,22 @@ SCRIPT = Template(
 #SBATCH --time=$time
 #SBATCH --output=$log
 #SBATCH --open-mode=append
+$directives
+# shellcheck disable=SC1091,SC2034,SC2317
 set -euo pipefail
 cd $here
+export FRONTIER_VENV=$${FRONTIER_VENV:-$prefix}
+export FRONTIER_RANKS_PER_NODE=$per_node
+export FRONTIER_REQUEUE=0 # the next `frontier sweep` submits what is left
+$site
+source $jobs/site.env
+source $jobs/common.sh
+source $jobs/study.sh
+job_begin
 $setup
-exec $python -m frontier sweep $out --mode measured --no-report --only $points
+out=$out
+run=$$out/jobs/$batch
+job_study "$$out" "$$out" --no-report --only $points
 """
 )
 
@@ -64,39 +74,83 @@ class Batch:
         return max(-(-point.ranks // point.nodes) for point in self.points)
 
     def script(self, study: Study, out: Path) -> str:
-        out = out.absolute()
+        site = load_site(study.job.site or "local")
         return SCRIPT.substitute(
             name=f"{study.name}-{self.name}"[:120],
             nodes=self.nodes,
             per_node=self.ranks_per_node,
             time=hms(self.seconds),
-            log=shlex.quote(str(out / "jobs" / f"{self.name}-%j.log")),
+            log=shlex.quote(str(out.absolute() / "jobs" / f"{self.name}-%j.log")),
+            directives="\n".join(self._directives(site)),
             here=shlex.quote(os.getcwd()),
+            prefix=shlex.quote(sys.prefix),
+            site=site_shell(site).strip(),
+            jobs=shlex.quote(str(jobs_folder())),
             setup=study.job.setup.strip() or "# no --job-setup",
-            python=shlex.quote(sys.executable),
-            out=shlex.quote(str(out)),
+            out=shlex.quote(str(out.absolute())),
+            batch=self.name,
             points=" ".join(shlex.quote(point.id) for point in self.points),
         )
 
-
-def hms(seconds: int) -> str:
-    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+    def _directives(self, site: Site) -> Iterator[str]:
+        """The site's lines of the header; the account and what else --sbatch-args say lie over them."""
+        if site.partition is not None:
+            yield f"#SBATCH {site.queue_flag} {site.partition}"
+        values = {
+            "nodes": self.nodes,
+            "ranks_per_node": self.ranks_per_node,
+            "time": hms(self.seconds),
+            "name": self.name,
+        }
+        for line in site.directives:
+            yield f"#SBATCH {filled(line, values)}"
 
 
 def batches(study: Study, found: Sequence[Point], jobs: str) -> list[Batch]:
-    """many: a job a point; one: a job for all points of a number of nodes, cut where the site's longest job ends."""
+    """many: a job a point; one: a job for all points of a number of nodes, cut where the site's longest job ends.
+
+    Raises:
+        UserError: the site's partition takes no job of so many nodes, or none as long as a point.
+    """
     each = study.time_limit_s + START_S
+    for nodes in sorted({point.nodes for point in found}):
+        if (limit := known_limit(study, nodes)) and each > limit:
+            raise UserError(
+                f"time_limit_s={study.time_limit_s}: a point takes up to {hms(each)} with its start, and a job of {nodes} nodes "
+                f"lasts {hms(limit)} at most: --set time_limit_s={limit - START_S}"
+            )
     if jobs == "many":
         return [Batch(point.id, point.nodes, each, (point,)) for point in found]
-    room = max(1, study.job.time_limit_s // each)
     out = []
     for nodes in sorted({point.nodes for point in found}):
         own = [point for point in found if point.nodes == nodes]
+        room = max(1, (known_limit(study, nodes) or 2 * 3600) // each)
         for index, start in enumerate(range(0, len(own), room), 1):
             part = tuple(own[start : start + room])
             name = f"n{nodes}" if len(own) <= room else f"n{nodes}-part{index}"
             out.append(Batch(name, nodes, each * len(part), part))
     return out
+
+
+def known_limit(study: Study, nodes: int) -> int | None:
+    """Seconds of the longest job of so many nodes: the study's word, else the site's; None: unknown."""
+    hours = load_site(study.job.site).longest(nodes) if study.job.site else None
+    return study.job.time_limit_s or (round(3600 * hours) if hours else None)
+
+
+def check_site(study: Study) -> None:
+    """Raise UserError for a site without Slurm, or for an account that is missing."""
+    if study.job.site is None:
+        return
+    site = load_site(study.job.site)
+    if site.scheduler != "slurm":
+        raise UserError(
+            f"site {site.name} has {site.scheduler.upper()}, and studies are submitted to Slurm: predict (--mode predicted)"
+        )
+    words = shlex.split(study.job.sbatch_args)
+    given = any(word.startswith(("-A", "--account")) for word in words) or "SBATCH_ACCOUNT" in os.environ
+    if site.account and not given:
+        raise UserError(f'site {site.name} needs an account: --sbatch-args "-A abc123", or export SBATCH_ACCOUNT')
 
 
 def submit(study: Study, out: Path, found: Sequence[Point], jobs: str, say: Callable[[str], None]) -> int:
@@ -106,6 +160,7 @@ def submit(study: Study, out: Path, found: Sequence[Point], jobs: str, say: Call
         UserError: no sbatch here, or it refuses; jobs submitted before that stay and are remembered.
         TransientError: another call is submitting this study.
     """
+    check_site(study)
     try:
         with claimed(out, ".submitting", "`frontier sweep`"):
             waiting = [point for point in found if _free(place(out, point))]
@@ -133,7 +188,7 @@ def _free(where: Place) -> bool:
 
 def _sbatch(study: Study, script: Path) -> str:
     words = ["sbatch", "--parsable", *shlex.split(study.job.sbatch_args), str(script)]
-    done = _run(words)
+    done = run(words)
     if done is None:
         raise UserError("no sbatch here: submit from a machine with Slurm, or use --mode measured or --dry-run")
     if done.returncode:
@@ -144,12 +199,15 @@ def _sbatch(study: Study, script: Path) -> str:
 def collect(study: Study, out: Path, found: Sequence[Point]) -> None:
     """Look what became of the points whose job is gone: out of memory, timeout, lost (pending again), or failed after several losses.
 
-    Without squeue nothing is known of jobs, and the status files stay as they are.
+    Without an answer of squeue nothing is known of jobs, and the status files stay as they are.
     """
     places = [place(out, point) for point in found]
     open_places = [where for where in places if where.status()["status"] not in FINAL]
     ids = {str(job) for where in open_places if (job := where.status().get("slurm_job_id"))}
-    known_jobs = states(ids)
+    try:
+        known_jobs = slurm_states(sorted(ids))
+    except TransientError:
+        return
     if known_jobs is None:
         return
     alive = {job for job, state in known_jobs.items() if state not in OVER}
@@ -197,43 +255,13 @@ def _gone(where: Place, known: dict, job: str, state: str, out: Path, first: boo
         where.set("pending", f"{how} without a result", slurm_job_id=None, lost_runners=lost)
 
 
-def states(ids: set[str]) -> dict[str, str] | None:
-    """job -> its state, of those that Slurm's controller still knows: the living and those that ended minutes ago.
-
-    None where there is no squeue, or it does not answer.
-    """
-    if not ids:
-        return {}
-    done = _run(["squeue", "--noheader", "--format=%i %T", "--states=all", "--jobs=" + ",".join(sorted(ids))])
-    if done is None:
-        return None
-    if done.returncode:
-        if "Invalid job id" not in done.stderr:
-            return None
-        if len(ids) == 1:
-            return {}  # long gone
-        each = [states({job}) for job in sorted(ids)]
-        return None if None in each else {job: state for one in each if one for job, state in one.items()}
-    lines = [line.split() for line in done.stdout.splitlines()]
-    return {line[0]: line[1] for line in lines if len(line) == 2}
-
-
 def ended(ids: set[str]) -> dict[str, str]:
     """job -> its last state by sacct, where there is one."""
     if not ids:
         return {}
     words = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State"]
-    done = _run([*words, "--jobs=" + ",".join(sorted(ids))])
+    done = run([*words, "--jobs=" + ",".join(sorted(ids))])
     if done is None or done.returncode:
         return {}
     lines = [line.split("|") for line in done.stdout.splitlines() if "|" in line]
     return {job: state.split()[0] for job, state, *_ in lines if state}
-
-
-def _run(words: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
-    try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=60)
-    except FileNotFoundError:
-        return None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise TransientError(f"{words[0]} does not answer: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -88,16 +89,27 @@ class Grid(Section):
 
 
 class Job(Section):
-    """How a point becomes a batch job: all that differs between sites."""
+    """How a point becomes a batch job: a site, and what is added to it."""
 
+    site: str | None = None
+    """A name under jobs/sites, or the path of a YAML file: header, modules, environment and srun's words. None: any Slurm, as `local`."""
     sbatch_args: str = ""
-    """Such as "-A abc123 -p batch -C nvme"."""
+    """Such as "-A abc123 -p batch"; over the site's header."""
     srun_args: str = ""
-    """Such as "-c7 --gpus-per-task=1 --gpu-bind=closest"; --nodes and --ntasks-per-node are given."""
+    """After the site's, such as "-c7 --gpus-per-task=1"; --nodes and --ntasks-per-node are given."""
     setup: str = ""
-    """Shell lines that run first: modules, variables, the virtual environment."""
-    time_limit_s: int = Field(7200, gt=0)
-    """The longest job: more points than fit are cut into several jobs."""
+    """Shell lines that run after the site's modules and environment."""
+    time_limit_s: int | None = Field(None, gt=0)
+    """The longest job: more points than fit are cut into several jobs. Default: the site's for so many nodes, else two hours."""
+
+    @field_validator("sbatch_args", "srun_args")
+    @classmethod
+    def _words(cls, value: str) -> str:
+        try:
+            shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"{value}: {error}: close it") from None
+        return value
 
 
 class Study(Section):
@@ -121,7 +133,7 @@ class Study(Section):
     time_limit_s: int = Field(900, gt=0)
     """Of a measured point; beyond it the point's status is timeout."""
     ranks_per_node: int | None = Field(None, gt=0)
-    """Default: the devices of the system's node."""
+    """Default: the devices of the site's node where one is named, else of the system's."""
     threads: int | None = Field(None, gt=0)
     """OMP_NUM_THREADS of a rank; default: an equal share of this machine's cores, under Slurm what is set there."""
     samples: int | None = Field(None, gt=0)
@@ -261,6 +273,10 @@ def read_study(path: Path, overrides: Sequence[str] = (), mode: str | None = Non
     system = values.get("system")
     if isinstance(system, str) and (path.parent / system).is_file():
         values["system"] = str((path.parent / system).absolute())
+    site = lookup(values, "job.site")
+    if isinstance(site, str) and site.endswith((".yaml", ".yml")):
+        beside = path.parent / site
+        values["job"] = {**values["job"], "site": str((beside if beside.is_file() else Path(site)).absolute())}
     try:
         return Study.model_validate(values)
     except ValidationError as error:

@@ -55,9 +55,25 @@ def await_tasks(out: Path, point: str, ranks: int = 4) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in files]
 
 
+SITE = """\
+name: ours
+title: A cluster with GPUs
+scheduler: slurm
+account: false
+ranks_per_node: 8
+device: cuda
+partition: batch
+directives: [{text: "--constraint=nvme", source: suite}, {text: "--gpus-per-node={ranks_per_node}", source: suite}]
+environment: [{text: "export OF_THE_SITE=1", source: suite}]
+step: [{text: -c2, source: suite}, {text: "--gpus-per-task=1", source: suite}]
+"""
+
+
 def test_one_job_walks_the_points_by_srun(tmp_path: Path, cluster: Cluster) -> None:
+    """With header, environment and srun's words of a site of one's own."""
     out, path = tmp_path / "out", toy(tmp_path, time_limit_s=10)
-    submit(cluster, path, out, ddp="done", full_shard="lost", hybrid_1="sleep")
+    (tmp_path / "site.yaml").write_text(SITE)
+    submit(cluster, path, out, "--site", "site.yaml", ddp="done", full_shard="lost", hybrid_1="sleep")
     assert len({job(out, point) for point in (DDP, FULL, HYBRID)}) == 1
     assert set(statuses(out).values()) == {"pending"}
     assert cluster.wait(job(out, DDP)) == "FAILED", logs(out)  # exit 75: a point failed
@@ -67,6 +83,7 @@ def test_one_job_walks_the_points_by_srun(tmp_path: Path, cluster: Cluster) -> N
     assert rows["ddp"]["nodes"] == 2 and rows["ddp"]["devices"] == 4 and rows["ddp"]["images_per_s"]
     assert "task 1: Killed" in rows["full_shard"]["error"]
     places = await_tasks(out, DDP)
+    assert {(place["cores"], place["of_the_site"]) for place in places} == {("2", "1")}
     assert [place["host"] for place in places] == ["n1", "n1", "n2", "n2"]  # two ranks on each
     assert {(place["nodes"], place["address"]) for place in places} == {(2, "n1")}
     pids = [task["pid"] for point in (FULL, HYBRID) for task in await_tasks(out, point)]
@@ -121,8 +138,8 @@ def test_ranks_are_discovered_under_srun(tmp_path: Path, cluster: Cluster) -> No
     hosts = tmp_path / "hosts"
     hosts.write_text("n1\nn2\nn2\n")
     for words, want in (
-        (["-N2", "-n4", "--ntasks-per-node=2"], ["0 4 0 2 2 n1", "1 4 1 2 2 n1", "2 4 0 2 2 n1", "3 4 1 2 2 n1"]),
-        (["-N2", "-n3", "--ntasks-per-node=2"], ["0 3 0 2 2 n1", "1 3 1 2 2 n1", "2 3 0 1 2 n1"]),
+        (["-wn1,n2", "-n4", "--ntasks-per-node=2"], ["0 4 0 2 2 n1", "1 4 1 2 2 n1", "2 4 0 2 2 n1", "3 4 1 2 2 n1"]),
+        (["-wn1,n2", "-n3", "--ntasks-per-node=2"], ["0 3 0 2 2 n1", "1 3 1 2 2 n1", "2 3 0 1 2 n1"]),
         (["-N1", "-n2"], ["0 2 0 2 1 127.0.0.1", "1 2 1 2 1 127.0.0.1"]),
         (["-n3", "--distribution=arbitrary"], ["0 3 0 1 2 n1", "1 3 0 2 2 n1", "2 3 1 2 2 n1"]),
     ):

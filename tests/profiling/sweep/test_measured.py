@@ -16,7 +16,10 @@ import yaml
 
 from frontier.claim import claimed
 from frontier.errors import UserError
+from frontier_profiling.rows import Row
+from frontier_profiling.sweep.results import measured_there
 from frontier_profiling.sweep.state import write_text
+from frontier_profiling.sweep.study import read_study
 from tests.conftest import run_frontier
 from tests.profiling.sweep.fakes import attempts, begin, environment, status, statuses, study, sweep
 
@@ -183,13 +186,35 @@ def test_real_runs(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
     assert (trained["status"], read["status"]) == ("done", "done")
     assert trained["steps_timed"] == 8 and 0 < trained["images_per_s"] < read["images_per_s"]
     assert trained["memory_gib"]["peak"] > 0 and not read["memory_gib"]
-    assert read["step_s_low"] <= read["step_s"] == read["global_batch"] / read["images_per_s"] <= read["step_s_high"]
+    assert read["step_s_low"] <= read["step_s"] <= read["step_s_high"]
+    assert read["step_s"] == pytest.approx(read["global_batch"] / read["images_per_s"])
     assert "OMP_NUM_THREADS=1 python -m frontier_profiling.measure.reading" in read["command"]
     assert " run.dir=NEW " in read["command"]
     assert read["steps_timed"] >= 2 * read["facts"]["batches_a_window"] and read["limit"] == "data"
     run = tmp_path / "out" / "points" / "vit_debug-full_shard-r2-shards" / "run"
     assert not list((run / "checkpoints").glob("step_*"))
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["steps"] == 10
+
+
+@pytest.mark.parametrize(
+    ("system", "kind", "device", "there"),
+    [
+        ("frontier", "cuda", "AMD Instinct MI250X", True),
+        ("frontier", "cuda", "NVIDIA H100 80GB HBM3", False),
+        ("frontier", "cpu", "AMD EPYC 7A53 64-Core Processor", False),
+        ("h200", "cuda", "NVIDIA H200", True),
+        ("h200", "cuda", "NVIDIA GH200 480GB", False),
+        ("aurora", "xpu", "Intel(R) Data Center GPU Max 1550", True),
+        ("local", "cpu", "anything", True),
+    ],
+)
+def test_the_machine_of_a_measured_row_is_the_one_that_measured(
+    tmp_path: Path, system: str, kind: str, device: str, there: bool
+) -> None:
+    found = read_study(study(tmp_path / "s.yaml", system=system))
+    row = Row(source="measured", model="vit_debug", system=system, strategy="ddp", nodes=1, devices=1, micro_batch=1, status="done")  # fmt: skip
+    row.facts = {"device": device, "device_type": kind}
+    assert measured_there(found, row) is there
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing_beside_it(

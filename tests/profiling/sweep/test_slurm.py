@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from frontier.errors import UserError
 from frontier_profiling.sweep.command import joined, parser
+from frontier_profiling.sweep.execute import command
 from frontier_profiling.sweep.grid import points
 from frontier_profiling.sweep.slurm import batches
+from frontier_profiling.sweep.state import place
 from frontier_profiling.sweep.study import read_study
 from tests.conftest import ROOT
 from tests.profiling.sweep.fakes import DRIVER, environment, status, statuses, study, sweep
 
 FAKES = {
+    "srun": "true",
     "sbatch": 'echo "$@" >> "$SLURM_FAKE/sbatch.txt"; n=$(wc -l < "$SLURM_FAKE/sbatch.txt"); touch "$SLURM_FAKE/job$n"; echo "$n;cluster"',
     "squeue": 'for f in "$SLURM_FAKE"/job*; do [ -e "$f" ] && echo "${f##*/job} $( [ -s "$f" ] && cat "$f" || echo RUNNING )"; done; true',
     "sacct": 'cat "$SLURM_FAKE/sacct.txt" 2>/dev/null',
@@ -45,18 +51,17 @@ def submit(path: Path, out: Path, *more: str, state: Path, **behaviour: str):
 
 
 def run_script(script: Path, job: str, state: Path, **behaviour: str) -> None:
-    """What Slurm would do: the script's last command, with fake runs instead of srun."""
-    text = script.read_text()
-    assert f"exec {sys.executable} -m frontier sweep" in text
-    driver = script.parent / "driver.py"
+    """What Slurm would do, with fake runs instead of srun: a python that hands `… -m frontier sweep WORDS` to the driver."""
+    driver, python = script.parent / "driver.py", script.parent / "env" / "bin" / "python"
     driver.write_text(DRIVER)
-    text = text.replace(f"{sys.executable} -m frontier sweep", f"{sys.executable} {driver}")
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        f'#!/bin/bash\nwhile [ "$1" != sweep ]; do shift; done\nshift\nexec {sys.executable} {driver} "$@"\n'
+    )
+    python.chmod(0o755)
+    more = {"SLURM_JOB_ID": job, "SLURM_FAKE": str(state), "FRONTIER_VENV": str(python.parent.parent)}
     done = subprocess.run(
-        ["bash", "-c", text],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment(behaviour, SLURM_JOB_ID=job, SLURM_FAKE=str(state)),
+        ["bash", script], capture_output=True, text=True, cwd=ROOT, env=environment(behaviour, **more)
     )
     assert done.returncode in (0, 75), done.stdout + done.stderr
 
@@ -72,6 +77,9 @@ def test_one_job_walks_the_points_and_a_later_call_gathers(tmp_path: Path, slurm
     text = script.read_text()
     assert "#SBATCH --nodes=1\n#SBATCH --ntasks-per-node=2\n#SBATCH --exclusive\n" in text
     assert "#SBATCH --time=00:09:00\n" in text and "export FROM_SETUP=1" in text
+    if shutil.which("shellcheck"):
+        checked = subprocess.run(["shellcheck", "-x", str(script)], capture_output=True, text=True)
+        assert checked.returncode == 0, checked.stdout
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
     assert {status(out, p)["slurm_job_id"] for p in (DDP, FULL, HYBRID)} == {"1"}
     assert set(statuses(out).values()) == {"pending"}
@@ -162,9 +170,62 @@ def test_jobs_are_cut_where_the_longest_job_ends(tmp_path: Path) -> None:
         ("n1-part1", 1, 2, 2000), ("n1-part2", 1, 1, 1000), ("n4-part1", 4, 2, 2000), ("n4-part2", 4, 1, 1000)
     ]  # fmt: skip
     assert len(batches(loaded, points(loaded, 2), "many")) == 6
+    loaded = read_study(study(tmp_path / "s.yaml", grid=grid, time_limit_s=880, job={"time_limit_s": 900}))
+    with pytest.raises(
+        UserError,
+        match="time_limit_s=880: a point takes up to 00:16:40 .* lasts 00:15:00 at most: --set time_limit_s=780",
+    ):
+        batches(loaded, points(loaded, 2), "many")
+
+
+def test_a_quote_that_is_not_closed_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No closing quotation: close it"):
+        read_study(study(tmp_path / "s.yaml", job={"sbatch_args": "--comment='a"}))
 
 
 def test_without_slurm_it_says_so(tmp_path: Path) -> None:
     bare = {"PATH": "/nowhere"}
     done = sweep(study(tmp_path / "s.yaml"), "--out", tmp_path / "out", "--mode", "submitted", **bare)
     assert done.returncode == 2 and "no sbatch here" in done.stderr
+
+
+def test_a_site_gives_header_account_and_longest_job(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SBATCH_ACCOUNT", raising=False)
+    grid = {"model": "vit_debug", "strategy": ["ddp", "full_shard", "hybrid_1"], "nodes": [2, 100], "micro_batch": 8}
+    path = study(tmp_path / "s.yaml", grid=grid, time_limit_s=3000, config={"data": {"image_size": 32}})
+    done = submit(path, tmp_path / "out", "--site", "frontier", state=slurm)
+    assert done.returncode == 2 and 'site frontier needs an account: --sbatch-args "-A abc123"' in done.stderr
+    done = submit(path, tmp_path / "out", "--site", "aurora", state=slurm)
+    assert done.returncode == 2 and "site aurora has PBS" in done.stderr
+    done = submit(path, tmp_path / "out", "--site", "frontear", state=slurm)
+    assert done.returncode == 2 and "did you mean frontier?" in done.stderr
+
+    assert submit(path, tmp_path / "out", "--site", "frontier", "--sbatch-args", "-A abc", state=slurm).returncode == 0
+    scripts = {script.stem: script.read_text() for script in (tmp_path / "out" / "jobs").glob("*.sh")}
+    # Frontier's bins: two hours for 2 nodes, so a job takes two points of 52 minutes; six hours for 100.
+    assert sorted(scripts) == ["n100", "n2-part1", "n2-part2"]
+    text = scripts["n2-part1"]
+    header = [line for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert "#SBATCH --ntasks-per-node=8" in header and "#SBATCH --time=01:44:00" in header
+    assert "#SBATCH -p batch" in header and "#SBATCH --network=disable_rdzv_get" in header
+    assert "rocm/7.1.1" in text and "--gpu-bind=closest" in text and "job_begin" in text
+    stored = yaml.safe_load((tmp_path / "out" / "study.yaml").read_text())
+    assert stored["job"]["site"] == "frontier" and status(tmp_path / "out", "vit_debug-ddp-n100")["slurm_job_id"]
+
+
+def test_srun_words_of_the_site_come_before_the_study_s(tmp_path: Path) -> None:
+    """As jobs/study.sh hands them over, quoted by bash."""
+    path = study(tmp_path / "s.yaml", job={"srun_args": "--label"})
+    loaded = read_study(path)
+    point = points(loaded, 2)[0]
+    env = {
+        "SLURM_JOB_ID": "1", "FRONTIER_STEP_WORDS": "'-c7' '--cpu-bind=mask_cpu:0xfe,0xfe00'",
+        "FRONTIER_PYTHON_WORDS": "'singularity' 'run' '-B' '/a b' 'python3'",
+    }  # fmt: skip
+    words = command(loaded, point, place(tmp_path, point), env)
+    at = words.index("-c7")
+    assert words[at : at + 3] == ["-c7", "--cpu-bind=mask_cpu:0xfe,0xfe00", "--label"]
+    assert words[at + 3 : at + 10] == ["singularity", "run", "-B", "/a b", "python3", "-m", "frontier"]
+    assert sys.executable in command(loaded, point, place(tmp_path, point), {"SLURM_JOB_ID": "1"})
