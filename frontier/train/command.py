@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
         if config.data.stage and not args.dry_run:
             stage_root(config.data.stage)
         if ranks.is_main and not args.dry_run:
-            _make(plan.run_dir)
+            _try_to_make(plan.run_dir)
     except UserError:
         if ranks.local_rank == 0:
             raise
@@ -157,9 +157,13 @@ def _check_device(config: Config, device: torch.device) -> None:
         raise UserError("parallel.offload has no effect here: on a CPU everything is on the host already; leave it out")
 
 
-def _make(run_dir: Path) -> None:
+def _try_to_make(run_dir: Path) -> None:
+    """It stays only where it was there before: what is refused later leaves nothing behind."""
+    if run_dir.is_dir():
+        return
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        run_dir.mkdir(parents=True)
+        run_dir.rmdir()
     except OSError as error:
         raise UserError(
             f"run.dir={run_dir} cannot be made ({error.strerror}): mend that, or name another folder"

@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from frontier.submit.site import load_site
@@ -56,12 +57,17 @@ def test_from_scenes_to_a_probe_as_a_chain(tmp_path: Path, cluster: Cluster) -> 
     assert f"rows in {run / 'probe.json'}" in log(tmp_path)
 
 
-def test_writers_of_two_nodes_through_a_requeue(tmp_path: Path, cluster: Cluster) -> None:
-    """mpi4py under srun, each node writes its own shards; stopped in the middle, the job goes on and keeps what was whole."""
+# MPICH 5 and the PMI-2 server of Slurm 22.05 now and then misread each other's addresses ("invalid client request"), and the job hangs.
+TWO = pytest.param(2, {"SLURM_MPI_TYPE": "pmi2"}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("nodes", "mpi"), [(1, {}), TWO])
+def test_writers_through_a_requeue(tmp_path: Path, cluster: Cluster, nodes: int, mpi: dict[str, str]) -> None:
+    """Each node writes its own shards (of two: mpi4py under srun); stopped in the middle, the job goes on and keeps what was whole."""
     out, alone = tmp_path / "shards", tmp_path / "alone"
     words = SCENES.replace("96", "320")
     env = {"FRONTIER_SHARDS": str(out), "FRONTIER_RUN": str(tmp_path / "run"), "FRONTIER_WRITE": words}
-    job = sbatch(cluster, "write_shards.sh", tmp_path, "-N2", **env, FRONTIER_WORKERS="1", SLURM_MPI_TYPE="pmi2")
+    job = sbatch(cluster, "write_shards.sh", tmp_path, f"-N{nodes}", **env, **mpi, FRONTIER_WORKERS="1")
     until(lambda: len(list(out.glob("*.done"))) >= 4, 60, lambda: log(tmp_path))
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     assert cluster.wait(job) == "COMPLETED", log(tmp_path)
