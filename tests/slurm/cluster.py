@@ -164,9 +164,14 @@ class Cluster:
                     process.kill()
 
     def bring_back(self, node: str) -> None:
-        """Start the slurmd of a lost node again."""
+        """Start the slurmd of a lost node again, until it takes jobs."""
         _start_node(self, node)
-        self.run("scontrol", "update", f"nodename={node}", "state=resume")
+
+        def idle() -> bool:
+            self.run("scontrol", "update", f"nodename={node}", "state=resume")
+            return self.run("sinfo", "--noheader", f"--nodes={node}", "--format=%t").stdout.split()[:1] == ["idle"]
+
+        until(idle, 60, lambda: f"{node} does not come back\n{self.words()}")
 
     def stop(self) -> None:
         """Cancel all jobs, end every daemon and whatever they left; by process id, never by name."""

@@ -303,7 +303,22 @@ def test_no_progress_no_requeue(tmp_path: Path, cluster: Cluster, small: dict[st
         assert "not requeued: no newer checkpoint since this start" in log(out)
 
 
-@pytest.mark.slow  # Slurm takes its time to miss a node
+@pytest.mark.slow
+def test_preempted(tmp_path: Path, cluster: Cluster, small: dict[str, str], shards: Path) -> None:
+    """A partition of higher priority takes the nodes: saved within the grace time, goes on when they are free."""
+    run, env = tmp_path / "run", with_steps(small, 150)
+    job = sbatch(cluster, SCRIPT, tmp_path, "-N2", **env)
+    await_step(run, 10, tmp_path)
+    other = cluster.run(
+        "sbatch", "--parsable", "-phigh", "-N4", "--output=/dev/null", "--wrap", "sleep 5"
+    ).stdout.strip()
+    assert cluster.wait(other) == "COMPLETED"
+    assert cluster.wait(job, seconds=200) == "COMPLETED", log(tmp_path)
+    assert len(starts(run)) == 2 and starts(run)[1]["resumed_from"] >= 10, log(tmp_path)
+    assert_same_curve(run, undisturbed(tmp_path, shards, 150), curve)
+
+
+@pytest.mark.slow  # Slurm takes its time to miss a node; the last one here: it leaves the cluster shaken
 def test_a_lost_node(tmp_path: Path, cluster: Cluster, small: dict[str, str], shards: Path) -> None:
     """kill -9 of a node's slurmd and of all that runs there: Slurm requeues the job, which goes on elsewhere."""
     run, env = tmp_path / "run", with_steps(small, 200, "checkpoint.every_steps=20")
@@ -318,18 +333,3 @@ def test_a_lost_node(tmp_path: Path, cluster: Cluster, small: dict[str, str], sh
     finally:
         cluster.bring_back(node)
     assert_same_curve(run, undisturbed(tmp_path, shards, 200), curve)
-
-
-@pytest.mark.slow
-def test_preempted(tmp_path: Path, cluster: Cluster, small: dict[str, str], shards: Path) -> None:
-    """A partition of higher priority takes the nodes: saved within the grace time, goes on when they are free."""
-    run, env = tmp_path / "run", with_steps(small, 150)
-    job = sbatch(cluster, SCRIPT, tmp_path, "-N2", **env)
-    await_step(run, 10, tmp_path)
-    other = cluster.run(
-        "sbatch", "--parsable", "-phigh", "-N4", "--output=/dev/null", "--wrap", "sleep 5"
-    ).stdout.strip()
-    assert cluster.wait(other) == "COMPLETED"
-    assert cluster.wait(job, seconds=200) == "COMPLETED", log(tmp_path)
-    assert len(starts(run)) == 2 and starts(run)[1]["resumed_from"] >= 10, log(tmp_path)
-    assert_same_curve(run, undisturbed(tmp_path, shards, 150), curve)

@@ -338,7 +338,8 @@ print(socket.gethostname(), sys.prefix == sys.base_prefix, sum(path.startswith(\
 @pytest.mark.slow
 def test_a_conda_environment(cluster: Cluster, tmp_path: Path) -> None:
     """By the real conda-pack; the environment is a Python in a folder of its own with conda's records beside it."""
-    if shutil.which("conda-pack") is None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    if shutil.which("conda-pack", path=path) is None:
         pytest.skip("no conda-pack here (pip install conda-pack)")
     env, archive, base = tmp_path / "env", tmp_path / "env.tar.gz", Path(sys.base_prefix)
     short = f"python3.{sys.version_info.minor}"
@@ -364,7 +365,7 @@ def test_a_conda_environment(cluster: Cluster, tmp_path: Path) -> None:
         "url": "",
     }
     (env / "conda-meta" / "python.json").write_text(json.dumps(record))
-    done = pack(env, archive)
+    done = pack(env, archive, PATH=path)
     assert done.code == 0, done.text
     assert info(archive)["kind"] == "conda"
     done = submit(cluster, tmp_path, f"""{STAGE}\neach 2 n1,n2 'where; rm -rf "$stage_folder"'""", env, archive)
