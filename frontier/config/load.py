@@ -47,8 +47,8 @@ class Config:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """One YAML mapping, read with the safe loader."""
+def read_yaml(path: Path, holds: str = "the sections run, model, data, train, …") -> dict[str, Any]:
+    """One YAML mapping, read with the safe loader. Raises UserError; `holds` says what it should be a mapping of."""
     try:
         loaded = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -58,9 +58,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where} is not YAML: {getattr(error, 'problem', error)}") from None
+        raise UserError(f"{path}{where} is not YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(loaded, dict):
-        raise UserError(f"{path} must hold a mapping with the sections run, model, data, train, …")
+        raise UserError(f"{path} must hold a mapping with {holds}")
     return loaded
 
 

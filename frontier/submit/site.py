@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from frontier.config.load import known_keys, nearest_key
+from frontier.config.load import known_keys, nearest_key, read_yaml
 from frontier.config.schema import Section
 from frontier.errors import UserError
 
@@ -191,14 +190,7 @@ def load_site(name: str) -> Site:
         near = difflib.get_close_matches(name, shipped(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"the sites are {', '.join(shipped())}, or a .yaml file of yours"
         raise UserError(f"no site '{name}': {hint}")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where} is not YAML: {getattr(error, 'problem', None) or error}") from None
-    if not isinstance(values, Mapping):
-        raise UserError(f"{path} must hold a mapping with the keys of a site (docs/sites.md)")
+    values = read_yaml(path, "the keys of a site (docs/sites.md)")
     try:
         return Site.model_validate(values)
     except ValidationError as error:
