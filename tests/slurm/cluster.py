@@ -153,14 +153,13 @@ class Cluster:
 
     def lose(self, node: str) -> None:
         """kill -9 of the node's slurmd and of all that runs there, as if it had lost power."""
-        self.daemons[node].kill()
-        self.daemons[node].wait()
+        daemon = self.daemons[node]
+        here = os.readlink(f"/proc/{daemon.pid}/ns/uts")  # the node's host name is its own, and of all that it started
+        daemon.kill()
+        daemon.wait()
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                env = process.environ()
-                if (env.get("SLURM_CONF") == self.env["SLURM_CONF"] and env.get("SLURMD_NODENAME") == node) or (
-                    process.name().startswith("slurmstepd") and f"n{node[1:]}" in " ".join(process.cmdline())
-                ):
+                if os.readlink(f"/proc/{process.pid}/ns/uts") == here:
                     process.kill()
 
     def bring_back(self, node: str) -> None:

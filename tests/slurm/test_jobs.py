@@ -318,7 +318,7 @@ def test_preempted(tmp_path: Path, cluster: Cluster, small: dict[str, str], shar
     assert_same_curve(run, undisturbed(tmp_path, shards, 150), curve)
 
 
-@pytest.mark.slow  # Slurm takes its time to miss a node; the last one here: it leaves the cluster shaken
+@pytest.mark.slow  # Slurm takes its time to miss a node
 def test_a_lost_node(tmp_path: Path, cluster: Cluster, small: dict[str, str], shards: Path) -> None:
     """kill -9 of a node's slurmd and of all that runs there: Slurm requeues the job, which goes on elsewhere."""
     run, env = tmp_path / "run", with_steps(small, 200, "checkpoint.every_steps=20")
