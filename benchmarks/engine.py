@@ -98,7 +98,7 @@ def overhead_worker(args: argparse.Namespace) -> dict[str, Any] | None:
     import torch
     import torch.distributed as dist
 
-    from frontier.data.loader import Loader
+    from frontier.data.feed import Loaders
     from frontier.launch.host_memory import keep_freed_memory
     from frontier.launch.process_group import process_group
     from frontier.launch.ranks import discover
@@ -115,7 +115,7 @@ def overhead_worker(args: argparse.Namespace) -> dict[str, Any] | None:
         stepper = Stepper(plan, ranks, device)
         guard, log = Guard(10.0, 20), MetricsLog(Path(run_dir), 0)
         facts = _facts(plan, ranks, device, None)
-        loader = Loader(plan.shards, "image", plan.sampler, ranks.rank, ranks.world_size, 1)
+        loader = Loaders(plan.feed.streams, ranks.rank, ranks.world_size, 1, device, 0)
         batches = loader.batches(0)
         images = torch.randn(plan.batch.local_batch, 3, *(2 * [plan.config.data.image_size]))
         bare = bare_loop(bare_plan, images)

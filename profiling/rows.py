@@ -43,14 +43,15 @@ class Row:
     """One line: why it is not `done`."""
 
     workload: str = "vit"
-    """vit: the encoder on all tokens, as in the published scaling study; mae: masked pretraining."""
+    """vit: the encoder on all tokens, as in the published scaling study; mae: masked pretraining; gpna: a run's own inputs and tasks."""
     engine: str = "fsdp2"
     image_size: int = 224
+    """0 where samples are more than one image, and so are channels."""
     channels: int = 3
     mask_ratio: float = 0.75
     """Of the workload mae."""
     tokens: int | None = None
-    """Tokens of an image in the encoder."""
+    """Tokens of a sample in the first stack of blocks: of an image in the encoder, or latents."""
     parameters: int | None = None
     global_batch: int | None = None
     accumulation: int = 1

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -110,22 +111,56 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
         for kind in (field.annotation, *get_args(field.annotation)):  # a section, or one that may be left out
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                keys += known_keys(kind, f"{prefix}{name}.")
+            keys += _keys_of(kind, f"{prefix}{name}.")
     return keys
 
 
-def _explain(error: ValidationError, known: Iterable[str], prefix: str = "") -> str:
-    """The first finding as one line, with the number of further ones."""
+def _keys_of(kind: Any, prefix: str) -> list[str]:
+    """The keys of a field's type; sections by a name of the user's own, of one kind or several, have * for it."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return known_keys(kind, prefix)
+    if get_origin(kind) is not dict:
+        return []
+    value = get_args(kind)[1]
+    inside = get_args(value)[0] if get_origin(value) is Annotated else value
+    return list(dict.fromkeys(key for one in (inside, *get_args(inside)) for key in _keys_of(one, f"{prefix}*.")))
+
+
+def _key(found: Any, given: Any) -> tuple[str, str | None]:
+    """The dotted key of a finding in the mapping `given`, and the word that chose among kinds of section, which is no part of it."""
+    parts, tag = [], None
+    for place, part in enumerate(found["loc"]):
+        last = place == len(found["loc"]) - 1
+        chooses = not last or found["type"] == "value_error"
+        if chooses and isinstance(given, Mapping) and part not in given and part in given.values():
+            tag = str(part)
+            continue
+        parts.append(str(part))
+        given = given.get(part) if isinstance(given, Mapping) else None
+    return ".".join(parts), tag
+
+
+def explain(error: ValidationError, known: Iterable[str] = (), prefix: str = "", given: Any = None) -> str:
+    """The first finding as one line, with the number of further ones. `given`: what was validated."""
     known = list(known)
     found = error.errors()[0]
-    key = prefix + ".".join(str(part) for part in found["loc"])
+    key, tag = _key(found, given)
+    key = (prefix + key).rstrip(".")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if found["type"] == "extra_forbidden":
         near = nearest_key(key, known)
+        if near == key:
+            return f"config key '{key}' has no effect{f' with {tag}' if tag else ''}: remove it{more}"
         return f"unknown config key '{key}': " + (f"did you mean '{near}'?" if near else "remove it") + more
+    if found["type"] == "union_tag_not_found":
+        found["type"], key = "missing", f"{key}.{found['ctx']['discriminator'].strip(chr(39))}"
     if found["type"] == "missing":
         return f"config key '{key}' is missing: add it or pass {key}=VALUE{more}"
+    if found["type"] == "union_tag_invalid":
+        name, tags = found["ctx"]["discriminator"].strip("'"), found["ctx"]["expected_tags"].replace("'", "")
+        return f"config {key}.{name}: '{found['ctx']['tag']}' is unknown: choose one of {tags}{more}"
+    if found["type"] in ("dict_type", "model_type", "model_attributes_type"):
+        return f"config {key} is no section: write lines KEY: VALUE below it, indented{more}"
     text = found["msg"].removeprefix("Value error, ")
     value = found.get("input")
     shown = f" (given {value!r})" if isinstance(value, (str, int, float, bool, type(None))) else ""
@@ -133,7 +168,16 @@ def _explain(error: ValidationError, known: Iterable[str], prefix: str = "") -> 
 
 
 def nearest_key(key: str, known: Sequence[str]) -> str | None:
-    """The known dotted key most like `key`: by its whole spelling, else by its last part anywhere."""
+    """The known dotted key most like `key`: by its whole spelling, else by its last part anywhere. * stands for any name."""
+    parts = key.split(".")
+    listed = [one.split(".") for one in known]
+    known = [
+        ".".join(parts[place] if name == "*" else name for place, name in enumerate(names))
+        for names in listed
+        if "*" not in names[len(parts) :]
+    ]
+    if key in known:
+        return key
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     if near:
         return near[0]
@@ -149,7 +193,7 @@ def check_sections(values: Mapping[str, Any], known: Sequence[str] = ()) -> Core
     try:
         return CoreConfig.model_validate(dict(values))
     except ValidationError as error:
-        raise UserError(_explain(error, known or known_keys(CoreConfig))) from None
+        raise UserError(explain(error, known or known_keys(CoreConfig), given=values)) from None
 
 
 def validate(values: Mapping[str, Any]) -> Config:
@@ -167,9 +211,29 @@ def validate(values: Mapping[str, Any]) -> Config:
     try:
         model = chosen.config.model_validate(model_values)
     except ValidationError as error:
-        raise UserError(_explain(error, keys, "model.")) from None
+        raise UserError(explain(error, keys, "model.", model_values)) from None
     parts = {name: getattr(core, name) for name in CoreConfig.model_fields if name != "model"}
+    if core.data.sources is not None:
+        parts["data"] = core.data.model_copy(update={"sources": _sources(core.data.sources, chosen)})
     return Config(model=model, **parts)
+
+
+def _sources(values: Mapping[str, Any], chosen: Any) -> dict[str, Any]:
+    """Each of `data.sources` as the family's own section."""
+    if chosen.source is None:
+        raise UserError(f"data.sources: model.family={chosen.name} takes one kind of data: give data.shards")
+    found = {}
+    for name, value in values.items():
+        prefix = f"data.sources.{name}."
+        if not re.fullmatch(r"[\w-]+", name):
+            raise UserError(f"data.sources: '{name}' cannot be a source's name: use letters, digits, _ and -")
+        if not isinstance(value, Mapping):
+            raise UserError(f"data.sources.{name} is no section: write {name}: {{shards: FOLDER}}")
+        try:
+            found[name] = chosen.source.model_validate(dict(value))
+        except ValidationError as error:
+            raise UserError(explain(error, known_keys(chosen.source, prefix), prefix, value)) from None
+    return found
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -7,7 +7,7 @@ Every field has an effect; what cannot work together is refused here or, where i
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -63,6 +63,13 @@ class DataConfig(Section):
     """Folder with manifest.json."""
     synthetic: SyntheticConfig | None = None
     """Instead of `shards`."""
+    sources: dict[str, Any] | None = None
+    """Instead of `shards`: several folders of shards in one run, by name; what is said of each belongs to the family."""
+    mixing: float = Field(0.0, ge=0, le=1)
+    """Shares of the sources in a batch, where they give no weight: proportional to samples ** mixing."""
+    granule: int | None = Field(None, gt=0)
+    """A source's share of a batch is a multiple of this, so that up to so many ranks x micro-batches divide it; default: the
+    largest power of two up to 8 that leaves each source one."""
     split: str = "train"
     column: str = "image"
     image_size: int | None = Field(None, gt=0)
@@ -90,21 +97,33 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
-        if (self.shards is None) == (self.synthetic is None):
-            told = "none" if self.shards is None else "both"
+        given = [key for key in ("shards", "synthetic", "sources") if getattr(self, key) is not None]
+        if len(given) != 1:
             raise ValueError(
-                f"give exactly one of data.shards (a folder) and data.synthetic (made on the device) ({told} given)"
+                "give exactly one of data.shards (a folder), data.sources (several) and data.synthetic (made on the device) "
+                f"({' and '.join(given) or 'none'} given)"
             )
+        if self.sources is None:
+            self._idle(("mixing", "granule"), "without data.sources")
+        elif not self.sources:
+            raise ValueError(
+                "data.sources is empty: name at least one source, such as {eurosat: {shards: shards/eurosat}}"
+            )
+        else:
+            keys = ("split", "column", "image_size", "block", "window", "mean", "std", "augment")
+            self._idle(keys, "with data.sources, where each source has its own settings")
         if self.synthetic is not None:
             if self.image_size is None:
                 raise ValueError("data.synthetic needs data.image_size, the side of the images in pixels: add it")
-            for key in ("split", "column", "workers", "stage"):
-                default = DataConfig.model_fields[key].default
-                if getattr(self, key) != default:
-                    raise ValueError(
-                        f"data.{key} has no effect with data.synthetic, which reads nothing: leave it out, or at its default {default!r}"
-                    )
+            self._idle(("split", "column", "workers", "stage"), "with data.synthetic, which reads nothing")
         return self
+
+    def _idle(self, keys: tuple[str, ...], where: str) -> None:
+        for key in keys:
+            default = DataConfig.model_fields[key].default
+            if getattr(self, key) != default:
+                kept = "" if default is None else f", or at its default {default!r}"
+                raise ValueError(f"data.{key} has no effect {where}: leave it out{kept}")
 
 
 class ParallelConfig(Section):
@@ -155,6 +174,8 @@ class TrainConfig(Section):
     epochs: float | None = Field(None, gt=0)
     samples: int | None = Field(None, gt=0)
     """Exactly one of steps, epochs, samples says how long to train."""
+    start_from: str | None = None
+    """A run or checkpoint whose weights to begin with, where names and shapes agree; a run that has checkpoints goes on from those."""
     global_batch: int = Field(gt=0)
     micro_batch: int | None = Field(None, gt=0)
     """Images of a rank in one forward pass; default: its whole share. Smaller values accumulate gradients."""

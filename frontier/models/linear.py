@@ -70,10 +70,10 @@ class OneDNNLinear(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear`, through oneDNN for plain float32 and bf16 tensors on a CPU with AVX-512."""
+    """`F.linear`, through oneDNN for plain float32 and bf16 tensors that are not empty on a CPU with AVX-512."""
     plain = type(x) is Tensor and type(weight) in (Tensor, nn.Parameter)  # no sharded or fake tensors
     fits = x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.bfloat16)
-    if HAS_ONEDNN and plain and fits and not torch.is_autocast_enabled("cpu"):
+    if HAS_ONEDNN and plain and fits and x.numel() and not torch.is_autocast_enabled("cpu"):
         return OneDNNLinear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Literal, cast
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from frontier.config.schema import Section
+from frontier.data.image_feed import ImageFeed, open_image_feed
 from frontier.data.transforms import mask_noise
 from frontier.models.counting import flops_per_image
 from frontier.models.mae import MAE, MAEConfig
 from frontier.models.presets import DecoderShape, get_decoder, get_shape
-from frontier.models.registry import Family, ImageShape
+from frontier.models.registry import Family, ImageShape, image_shape
 from frontier.models.texture import TextureMAE
 
 
@@ -76,11 +78,23 @@ def _inputs(module: nn.Module, images: Tensor, members: Tensor, seed: int) -> di
     return {"images": images, "noise": mask_noise(members, cast(MAE, module).config.patches, seed)}
 
 
+def _feed(config: Any, check: bool, samples: int | None) -> ImageFeed:
+    return open_image_feed(config, check, samples, _inputs)
+
+
+def _meta_inputs(module: nn.Module, images: ImageShape, micro_batch: int) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        pixels = torch.empty(micro_batch, images.channels, images.image_size, images.image_size)
+        return _inputs(module, pixels, torch.zeros(micro_batch, 2, dtype=torch.int64), 0)
+
+
 FAMILY = Family(
     name="mae",
     config=MAESection,
+    feed=_feed,
+    shape=image_shape,
     build=_build,
-    inputs=_inputs,
+    meta_inputs=_meta_inputs,
     flops=lambda module: flops_per_image(cast(MAE, module).config).step,
     encoder_parameters=lambda module: sum(p.numel() for p in cast(MAE, module).encoder.parameters()),
     hardware_flops=lambda module, kind: flops_per_image(cast(MAE, module).config, True, kind).hardware,

@@ -1,7 +1,7 @@
 """Model families by name. A family brings single-device maths and a batch adapter; the engine brings the rest.
 
-`mae` is built in. Another package adds its own through the entry-point group `frontier.families` in its setup.py:
-`"frontier.families": ["scale_alibi = scale_alibi.family:FAMILY"]`.
+Those of this suite are known as strings, so that nothing of them is imported before a run names one. Another package adds its own
+through the entry-point group `frontier.families` in its setup.py: `"frontier.families": ["mine = my_package.family:FAMILY"]`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from frontier.config.schema import Section
 from frontier.errors import UserError
+from frontier.models.panels import Panels
+from frontier.models.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -33,28 +35,47 @@ class Family:
     Attributes:
         name: `model.family` in a config.
         config: class of the `model:` section.
-        build: (section, ImageShape) -> module; called under `torch.device("meta")`. The module has `shard_units()`
+        feed: (config, look at every shard now, samples to plan for or None) -> `frontier.data.feed.Feed`.
+        shape: resolved config -> what the model must know of the data, such as `ImageShape`; needs no data.
+        build: (section, shape) -> module; called under `torch.device("meta")`. The module has `shard_units()`
             and its `forward(**inputs)` returns a dict with "loss", the mean over the samples of the batch; further
             scalars in it are logged.
-        inputs: (module, images, members, seed) -> keyword arguments of `forward`. images [B, C, H, W] float32,
-            normalised and augmented, on the device; members [B, 2] int64 (epoch, sample): randomness must be a
-            function of these and the seed, so that it is the same on any number of ranks.
         flops: module -> floating-point operations of one sample, forward and backward.
         encoder_parameters: module -> parameters of the part that is kept after pretraining.
+        meta_inputs: (module, shape, micro-batch) -> keyword arguments of its forward, on meta: to count memory.
         hardware_flops: (module, activation checkpointing) -> those that really run for one sample, with what is computed
             again; None where it is not known, and then no HFU is given.
+        source: class of the entries of `data.sources`; None where the family takes one kind of data.
+        features: (a run's resolved config, `frontier.probe.subject.Ask`) -> `frontier.probe.subject.Subject`: frozen features of labelled
+            shards. None where a sample is one image and the module has `encode(images)`: `frontier.probe.images`.
+        workload: module (on meta) -> `frontier.models.workload.Workload`, for `frontier plan --config`; None where the predictor has presets.
+        pictures: (trained module, the run's resolved config, shards that replace the run's or None) -> [`frontier.models.panels.Panels`] for
+            the report. None where the module has `reconstruct(images, noise)`.
+        usage: Python lines for the model card that load the exported folder FOLDER and use it; "" where the module has `encode(images)`.
     """
 
     name: str
     config: type[Section]
-    build: Callable[[Any, ImageShape], nn.Module]
-    inputs: Callable[[nn.Module, Tensor, Tensor, int], dict[str, Tensor]]
+    feed: Callable[[Any, bool, int | None], Any]
+    shape: Callable[[Any], Any]
+    build: Callable[[Any, Any], nn.Module]
     flops: Callable[[nn.Module], int]
     encoder_parameters: Callable[[nn.Module], int]
+    meta_inputs: Callable[[nn.Module, Any, int], dict[str, Any]]
     hardware_flops: Callable[[nn.Module, str], int] | None = None
+    source: type[Section] | None = None
+    features: Callable[[dict[str, Any], Any], Any] | None = None
+    workload: Callable[[nn.Module], Workload] | None = None
+    pictures: Callable[[nn.Module, dict[str, Any], str | None], list[Panels]] | None = None
+    usage: str = ""
 
 
-_BUILT_IN = {"mae": "frontier.models.mae_family:FAMILY"}
+def image_shape(config: Any) -> ImageShape:
+    """Of a resolved config whose `data` has one image a sample."""
+    return ImageShape(config.data.image_size, len(config.data.mean))
+
+
+_BUILT_IN = {"mae": "frontier.models.mae_family:FAMILY", "gpna": "gpna.family:FAMILY"}
 
 
 def families() -> list[str]:

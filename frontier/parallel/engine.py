@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -42,7 +42,7 @@ class Engine(Protocol):
 
     module: nn.Module
 
-    def forward(self, inputs: dict[str, Tensor], last: bool) -> dict[str, Tensor]:
+    def forward(self, inputs: dict[str, Any], last: bool) -> dict[str, Tensor]:
         """Losses of a micro-batch; `last` of its step, after which gradients are reduced."""
         ...
 
@@ -91,7 +91,7 @@ class TorchEngine:
             else contextlib.nullcontext()
         )
 
-    def forward(self, inputs: dict[str, Tensor], last: bool) -> dict[str, Tensor]:
+    def forward(self, inputs: dict[str, Any], last: bool) -> dict[str, Tensor]:
         set_gradient_sync(self.model, last)
         with self.autocast:
             return self.model(**inputs)

@@ -166,6 +166,39 @@ def partition(module: nn.Module, config: dict[str, Any], device: torch.device, d
             Init(module=owner, config_dict_or_path=config, dtype=dtype)
 
 
+def gather_once(module: nn.Module) -> None:
+    """Have the weights of every part of `module` with `gathered_once` set gathered with the root's: once a pass, whatever it calls.
+
+    Such a part may call its own layers a number of times, or use their weights in an order, that differs from rank to rank: gathered one by
+    one, ranks would wait for each other. To DeepSpeed its layers are not there ("leaf module") and its weights are the root's too.
+    """
+    from deepspeed.runtime.zero.partition_parameters import register_external_parameter
+    from deepspeed.utils import set_z3_leaf_module
+
+    for part in module.modules():
+        if getattr(part, "gathered_once", False):
+            set_z3_leaf_module(part, True)
+            for parameter in part.parameters():
+                register_external_parameter(module, parameter)
+
+
+@contextlib.contextmanager
+def gradients_one_by_one() -> Iterator[None]:
+    """Have DeepSpeed hook the gradients of leaf modules as all others: reduced when they are complete.
+
+    By itself it reduces them when the gradient of a leaf's *inputs* is known. That holds for a leaf that is called once on inputs that need a
+    gradient; one that is called twice would be reduced twice, one fed with data before there is a gradient. Its way is for
+    leaves of which parts got no gradient; ours all do.
+    """
+    from deepspeed.runtime.zero import stage3
+
+    asked, stage3.z3_leaf_parameter = stage3.z3_leaf_parameter, lambda _: False
+    try:
+        yield
+    finally:
+        stage3.z3_leaf_parameter = asked
+
+
 class ZeroEngine:
     """The `Engine` of strategies zero_1, zero_2 and zero_3. `module` (on meta) stays as it is: the engine works on a copy."""
 
@@ -186,11 +219,12 @@ class ZeroEngine:
             units = cast(ShardUnits, self.module).shard_units()
             checkpoint_activations(units, parallel.activation_checkpointing)
         # It prints the memory at every step of its set-up where stage 1 meets bf16.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), gradients_one_by_one():
             if parallel.strategy == "zero_3":
                 dtype = torch.bfloat16 if parallel.precision == "bf16" else torch.float32
                 deepspeed.init_distributed(dist_init_required=False)
                 partition(self.module, self.config, device, dtype, seed)
+                gather_once(self.module)
             else:
                 materialise(self.module, device, device, seed)
             self.optimizer = GuardedAdamW(list(self.module.parameters()), train)
@@ -205,7 +239,7 @@ class ZeroEngine:
         if parallel.precision == "bf16":
             self._masters_from_seed(seed)
 
-    def forward(self, inputs: dict[str, Tensor], last: bool) -> dict[str, Tensor]:
+    def forward(self, inputs: dict[str, Any], last: bool) -> dict[str, Tensor]:
         self.engine.set_gradient_accumulation_boundary(last)
         return self.engine(**inputs)
 

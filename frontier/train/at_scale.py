@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from frontier.data.feed import Stream
+from frontier.launch.mesh import ParallelDims
 from frontier.train.checkpoint import writing_ranks
 from frontier.train.plan import RunPlan
 
@@ -40,14 +42,14 @@ class Started:
         return cls(time.perf_counter(), peak_rss_gib())
 
 
-def shard_files(plan: RunPlan, rank: int) -> int:
-    """Different shard files that `rank` reads in its first window."""
-    if not plan.shards.manifest["shards"]:
+def shard_files(stream: Stream, dims: ParallelDims, rank: int) -> int:
+    """Different shard files of a stream that `rank` reads in its first window."""
+    if not stream.shards.manifest["shards"]:
         return 0
-    sampler = plan.sampler
-    blocks = sampler.blocks(0, plan.dims.data_rank(rank), plan.dims.data_ranks)
-    starts = plan.shards.shard_starts
-    if sampler.samples != len(plan.shards):  # planned as if there were more shards like the largest
+    sampler = stream.sampler
+    blocks = sampler.blocks(0, dims.data_rank(rank), dims.data_ranks)
+    starts = stream.shards.shard_starts
+    if sampler.samples != len(stream.shards):  # planned as if there were more shards like the largest
         starts = np.arange(0, sampler.samples + 1, int(np.diff(starts).max()))
     ends = np.array([[block.start, (block.start + sampler.block - 1) % sampler.samples] for block in blocks])
     return len(np.unique(np.searchsorted(starts, ends, side="right")))
@@ -59,11 +61,16 @@ def at_scale(plan: RunPlan, rank: int, ranks_per_node: int, started: Started) ->
     world, copy = dims.world_size, dims.shard * dims.tensor
     writing = writing_ranks(saving.writers, dims.replicate, copy)
     state_bytes = 12 * plan.parameters  # parameters and two moments, float32
-    files = shard_files(plan, rank)
-    blocks = plan.sampler.blocks_per_window // dims.data_ranks if files else 0
+    streams = plan.feed.streams
+    files_of = [shard_files(stream, dims, rank) for stream in streams]
+    blocks_of = [
+        s.sampler.blocks_per_window // dims.data_ranks if n else 0 for s, n in zip(streams, files_of, strict=True)
+    ]
+    files, blocks = sum(files_of), sum(blocks_of)
+    listed = sum(len(stream.shards.manifest["shards"]) for stream in streams)
     saves = plan.steps // saving.every_steps if saving.every_steps else int(saving.at_end)
     setup_s = time.perf_counter() - started.clock
-    window = blocks * plan.sampler.block * sample_bytes(plan)
+    window = sum(n * s.sampler.block * s.sample_bytes for s, n in zip(streams, blocks_of, strict=True))
     copies = {"replicate": world // dims.replicate, "shard": world // dims.shard, "tensor": world // dims.tensor}
     axes = [axis for axis, degree in dims.as_dict().items() if degree > 1]
     report = {
@@ -86,7 +93,7 @@ def at_scale(plan: RunPlan, rank: int, ranks_per_node: int, started: Started) ->
             "blocks_a_window": blocks,
             "bytes_a_window": window,
             "host_gib": 2 * window / 2**30,
-            "steps_a_window": plan.sampler.window,
+            "steps_a_window": min(stream.sampler.window for stream in streams),
             "shard_files_first_window": files,
         },
         "checkpoint": {
@@ -101,9 +108,9 @@ def at_scale(plan: RunPlan, rank: int, ranks_per_node: int, started: Started) ->
         "file_system_operations": {
             # open and close: config and its bases, manifest, each shard file; a read a block
             "start_of_a_rank": 2 + 2 * files + blocks,
-            "start_of_rank_0": 2 + 2 * files + blocks + 2 * len(plan.shards.manifest["shards"]) + 10,
+            "start_of_rank_0": 2 + 2 * files + blocks + 2 * listed + 10,
             "start_in_total": (2 + 2 * files + blocks) * world,
-            "step_of_a_rank": blocks / plan.sampler.window,
+            "step_of_a_rank": sum(n / s.sampler.window for s, n in zip(streams, blocks_of, strict=True)),
             # mkdir, create, write, fsync, close of a piece; stats, record, renames and the drop of an old one by rank 0
             "checkpoint_of_a_writer": 5,
             "checkpoint_of_other_ranks": 0,
@@ -120,12 +127,6 @@ def at_scale(plan: RunPlan, rank: int, ranks_per_node: int, started: Started) ->
             f"hybrid_{fit} writes {writing_ranks(saving.writers, world // (fit * dims.tensor), fit * dims.tensor) + 2:,}"
         )
     return report | {"notes": notes}
-
-
-def sample_bytes(plan: RunPlan) -> int:
-    """Of one stored image."""
-    info = plan.shards.manifest["images"][plan.config.data.column]
-    return int(np.prod(info["shape"])) * np.dtype(info["dtype"]).itemsize
 
 
 def lines(report: dict[str, Any]) -> list[str]:

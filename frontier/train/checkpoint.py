@@ -278,6 +278,36 @@ class Checkpoints:
             )
         return None, passed_over
 
+    def begin_from(self, path: str, state: dict[str, Share]) -> tuple[Path, list[str], list[str]]:
+        """Load into `state` the weights of another run's checkpoint where names and shapes agree; optimizer state stays as it is.
+
+        Returns:
+            (the checkpoint, names of the parameters that were loaded, names of this model's that were not).
+
+        Raises:
+            UserError: nothing there, damaged, or nothing in it fits.
+        """
+        found: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                folder = find_checkpoint(path)
+                read_record(folder)
+                found = [folder, read_index(folder)]
+            except (UserError, CorruptCheckpoint) as error:
+                found = [f"train.start_from: {error}", None]
+        dist.broadcast_object_list(found, src=0)
+        folder, tensors = found
+        if tensors is None:
+            raise UserError(folder)
+        weights = {name: share for name, share in state.items() if name.startswith("model.")}
+        fits = {n: s for n, s in weights.items() if n in tensors and list(s.shape) == list(tensors[n]["shape"])}
+        if not fits:
+            raise UserError(
+                f"train.start_from: {folder} holds no parameter of this model by name and shape: leave it out"
+            )
+        self._agree(self._load(fits, Reader(folder, tensors)))
+        return folder, *([n.removeprefix("model.") for n in names] for names in (fits, weights.keys() - fits.keys()))
+
     def _load(self, state: dict[str, Share], reader: Reader) -> Exception | None:
         """This rank's pieces; what is wrong with the files, if anything."""
         try:
@@ -335,18 +365,24 @@ def find_checkpoint(path: str | Path) -> Path:
     raise UserError(f"{what} in {path}: give a run folder or RUN/checkpoints/step_<number>")
 
 
+def check_start(path: str) -> None:
+    """Raises UserError where `train.start_from` names no checkpoint: before anything is started."""
+    try:
+        find_checkpoint(path)
+    except UserError as error:
+        raise UserError(f"train.start_from: {error}") from None
+
+
 def build_model(config: dict[str, Any]) -> nn.Module:
     """The model of a resolved config with its initial weights (run.seed), on the host, whole."""
     from frontier.config.load import validate
     from frontier.models.init import initialise
-    from frontier.models.registry import ImageShape, family
+    from frontier.models.registry import family
 
     checked = validate(config)
-    assert checked.data.image_size and checked.data.mean
+    chosen = family(checked.model.family)
     with torch.device("meta"):
-        module = family(checked.model.family).build(
-            checked.model, ImageShape(checked.data.image_size, len(checked.data.mean))
-        )
+        module = chosen.build(checked.model, chosen.shape(checked))
     module.to_empty(device="cpu")
     initialise(module, checked.run.seed)
     return module

@@ -34,7 +34,12 @@ def _parser() -> argparse.ArgumentParser:
         "--nodes", type=int, metavar="N", help="with --dry-run: as if on N nodes, and what one rank sets up"
     )
     parser.add_argument("--ranks-per-node", type=int, metavar="N", help="with --nodes; default 8")
-    parser.add_argument("--samples", type=int, metavar="N", help="with --nodes: as if the data held N training samples")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="with --nodes: as if the data, each source of them, held N training samples",
+    )
     parser.add_argument("--rank", type=int, metavar="R", help="with --nodes: the rank to look at; default the last")
     parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
     return parser
@@ -80,6 +85,7 @@ def main(argv: Sequence[str]) -> int:
     from frontier.launch.job import current_job
     from frontier.parallel.zero import check_installed
     from frontier.train.at_scale import Started, at_scale
+    from frontier.train.checkpoint import check_start
     from frontier.train.plan import resolve
 
     per_node = args.ranks_per_node or 8
@@ -98,6 +104,8 @@ def main(argv: Sequence[str]) -> int:
         if config.data.stage and not args.dry_run:
             stage_root(config.data.stage)
         if ranks.is_main and not args.dry_run:
+            if config.train.start_from:
+                check_start(config.train.start_from)
             _try_to_make(plan.run_dir)
     except UserError:
         if ranks.local_rank == 0:

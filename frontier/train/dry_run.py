@@ -43,7 +43,7 @@ def estimate(plan: RunPlan) -> dict[str, Any]:
         },
         "steps": plan.steps,
         "images": images,
-        "epochs": images / plan.sampler.epoch_samples,
+        "epochs": images / plan.epoch_samples,
         "flops_per_image": plan.flops_per_image,
         "flops": plan.flops_per_image * images,
         "checkpoint_gib": 12 * plan.parameters / 2**30,

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from frontier.config.schema import ParallelConfig
 from frontier.launch.mesh import ParallelDims
-from frontier.models.registry import Family, ImageShape
+from frontier.models.registry import Family
 from frontier.parallel.apply import ShardUnits
 from frontier.parallel.footprint import Phase, Shapes, walk
 from frontier.parallel.tensor import check_divides
@@ -30,17 +30,18 @@ class MemoryCase:
 
     Attributes:
         model: on the meta device.
-        inputs: (module, images [B, C, H, W], members [B, 2], seed) -> keyword arguments of its forward, as a family gives them.
-        micro_batch: images of a forward pass on a rank.
+        meta_inputs: (module, shape, micro-batch) -> keyword arguments of its forward, on meta, as a family gives them.
+        shape: what the model knows of the data.
+        micro_batch: samples of a forward pass on a rank.
         accumulation: micro-batches of a step.
         device_type: whose attention kernels count.
     """
 
     model: nn.Module
-    inputs: Callable[[nn.Module, Tensor, Tensor, int], dict[str, Tensor]]
+    meta_inputs: Callable[[nn.Module, Any, int], dict[str, Any]]
     dims: ParallelDims
     parallel: ParallelConfig
-    images: ImageShape
+    shape: Any
     micro_batch: int
     accumulation: int = 1
     device_type: str = "cuda"
@@ -48,16 +49,13 @@ class MemoryCase:
     @classmethod
     def of_plan(cls, plan: RunPlan) -> MemoryCase:
         """The case of a run that is resolved against its data."""
-        data = plan.config.data
-        assert data.image_size and data.mean
-        images = ImageShape(data.image_size, len(data.mean))
         batch = plan.batch
         return cls(
             plan.model,
-            plan.family.inputs,
+            plan.family.meta_inputs,
             plan.dims,
             plan.config.parallel,
-            images,
+            plan.family.shape(plan.config),
             batch.micro_batch,
             batch.accumulation,
         )
@@ -67,24 +65,24 @@ class MemoryCase:
         cls,
         family: Family,
         section: dict[str, Any],
-        images: ImageShape,
+        shape: Any,
         parallel: ParallelConfig,
         world_size: int,
         micro_batch: int,
         accumulation: int = 1,
         device_type: str = "cuda",
     ) -> MemoryCase:
-        """The case of a `model:` section of `family` on images of such a shape, without data.
+        """The case of a `model:` section of `family` on data of such a shape, without data.
 
         Raises:
             UserError: sizes that do not fit together, or a strategy that does not fit the ranks.
         """
         dims = ParallelDims.from_strategy(parallel.strategy, world_size, parallel.tensor, parallel.sequence_parallel)
         with torch.device("meta"):
-            model = family.build(family.config(**section), images)
+            model = family.build(family.config(**section), shape)
         if parallel.tensor > 1:
             check_divides(model, parallel.tensor)
-        return cls(model, family.inputs, dims, parallel, images, micro_batch, accumulation, device_type)
+        return cls(model, family.meta_inputs, dims, parallel, shape, micro_batch, accumulation, device_type)
 
 
 def on_one_rank(case: MemoryCase) -> nn.Module:
@@ -103,12 +101,8 @@ def shapes(model: nn.Module) -> tuple[list[Shapes], Shapes]:
 
 def phases(case: MemoryCase) -> list[Phase]:
     """A micro-batch's forward and backward pass: bytes alive, by phase."""
-    parallel, images = case.parallel, case.images
-    model = on_one_rank(case)
-    with torch.device("meta"):
-        pixels = torch.empty(case.micro_batch, images.channels, images.image_size, images.image_size)
-        members = torch.zeros(case.micro_batch, 2, dtype=torch.int64)
-        inputs = case.inputs(model, pixels, members, 0)
+    parallel, model = case.parallel, on_one_rank(case)
+    inputs = case.meta_inputs(model, case.shape, case.micro_batch)
     # DistributedDataParallel takes each gradient at once; a float32 one is added to what was accumulated.
     stay = parallel.strategy != "ddp" and not (case.accumulation > 1 and parallel.precision == "fp32")
     return trace(model, inputs, parallel.precision, parallel.activation_checkpointing, stay, case.device_type)

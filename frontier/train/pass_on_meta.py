@@ -93,7 +93,7 @@ def split_for_one_rank(model: nn.Module, tensor: int, sequence_parallel: bool) -
 
 def trace(
     model: nn.Module,
-    inputs: dict[str, Tensor],
+    inputs: dict[str, Any],
     precision: str,
     checkpointing: str,
     gradients: bool = True,
@@ -114,7 +114,7 @@ def trace(
     units = cast(ShardUnits, model).shard_units()
     if checkpointing != "none":
         checkpoint_activations(units, checkpointing)
-    alive = _Alive([*model.parameters(), *model.buffers(), *inputs.values()])
+    alive = _Alive([*model.parameters(), *model.buffers(), *(t for t in tree_leaves(inputs) if isinstance(t, Tensor))])
     phases: list[Phase] = []
     current: list[Any] = ["forward", ROOT, 0]
 

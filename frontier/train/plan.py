@@ -6,17 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from frontier.config.load import Config
+from frontier.data.feed import Feed, check_turns
 from frontier.data.sampler import Sampler
 from frontier.data.shards import ShardSet
-from frontier.data.synthetic import SyntheticSet, open_images
+from frontier.data.synthetic import SyntheticSet
 from frontier.errors import UserError
 from frontier.launch.mesh import BatchPlan, ParallelDims
-from frontier.models.registry import Family, ImageShape, family
+from frontier.models.registry import Family, family
 from frontier.parallel.tensor import check_divides
 from frontier.train.optimizer import Schedule
 from frontier.train.preemption import STOP_FILE
@@ -37,12 +37,26 @@ class RunPlan:
     config: Config
     dims: ParallelDims
     batch: BatchPlan
-    sampler: Sampler
     schedule: Schedule
     steps: int
-    shards: ShardSet | SyntheticSet
+    feed: Feed
     family: Family
     model: nn.Module
+
+    @property
+    def shards(self) -> ShardSet | SyntheticSet:
+        """Of the first stream: the only one where a sample is one image."""
+        return self.feed.streams[0].shards
+
+    @property
+    def sampler(self) -> Sampler:
+        """Of the first stream."""
+        return self.feed.streams[0].sampler
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples of a pass over the data: over all streams."""
+        return sum(stream.sampler.epoch_samples for stream in self.feed.streams)
 
     @property
     def run_dir(self) -> Path:
@@ -69,24 +83,21 @@ class RunPlan:
     def fixed(self) -> dict[str, Any]:
         """What must not change between the two sides of a resume, by config key."""
         c = self.config
+        prints = [stream.shards.fingerprint for stream in self.feed.streams]
         return {
             "run.seed": c.run.seed,
             "train.global_batch": c.train.global_batch,
-            "data.block": c.data.block,
-            "data.window": c.data.window,
-            "data.column": c.data.column,
-            "data.split": c.data.split,
-            "data.image_size": c.data.image_size,
-            "the data's fingerprint": self.shards.fingerprint,
+            **self.feed.fixed(),
+            "the data's fingerprint": prints[0] if len(prints) == 1 else prints,
         }
 
 
-def total_steps(config: Config, sampler: Sampler) -> int:
-    """Optimizer steps from steps, epochs (of the sampler) or samples (rounded up to whole batches)."""
+def total_steps(config: Config, epoch_samples: int) -> int:
+    """Optimizer steps from steps, epochs (of so many samples) or samples (rounded up to whole batches)."""
     train = config.train
     if train.steps is not None:
         return train.steps
-    samples = train.samples if train.samples is not None else (train.epochs or 0) * sampler.epoch_samples
+    samples = train.samples if train.samples is not None else (train.epochs or 0) * epoch_samples
     return max(1, -int(-samples // train.global_batch))
 
 
@@ -105,56 +116,16 @@ def resolve(config: Config, world_size: int, check_shards: bool = True, samples:
     batch = BatchPlan.divide(config.train.global_batch, config.train.micro_batch, dims.data_ranks)
     if (Path(config.run.dir) / STOP_FILE).exists():
         raise UserError(f"{Path(config.run.dir) / STOP_FILE} asks this run to stay stopped: remove the file to go on")
-    shards = open_images(config.data, check_shards)
-    column = config.data.column
-    if column not in shards.image_columns:
-        raise UserError(
-            f"data.column '{column}' is not in {config.data.shards}: it has {', '.join(shards.image_columns)}"
-        )
-    info = shards.manifest["images"][column]
-    if info["axes"] != "CHW":
-        raise UserError(
-            f"data.column '{column}' of {config.data.shards} has axes {info['axes']}, model.family={config.model.family} takes "
-            f"CHW: choose among {', '.join(n for n, i in shards.manifest['images'].items() if i['axes'] == 'CHW') or 'other shards'}"
-        )
-    channels, height, width = info["shape"]
-    image_size = config.data.image_size or height
-    if height != width:
-        raise UserError(f"{config.data.shards}: images of {height}x{width} are not square: write the shards with --fit")
-    mean, std = shards.statistics(column)
-    given = {"mean": config.data.mean, "std": config.data.std}
-    for name, values in given.items():
-        if values is not None and len(values) != channels:
-            raise UserError(f"data.{name} has {len(values)} values for {channels} bands of '{column}': give one each")
-    if any(v <= 0 for v in config.data.std or []):
-        raise UserError("data.std holds a value that is not positive: give the deviation of every band")
-    safe_std = [float(s) if s > 0 else 1.0 for s in std]
-    sampler = Sampler.plan(
-        samples or len(shards),
-        config.train.global_batch,
-        config.run.seed,
-        channels * height * width * np.dtype(info["dtype"]).itemsize,
-        config.data.block,
-        config.data.window,
-    )
-    sampler.check_ranks(dims.data_ranks)
-    steps = total_steps(config, sampler)
+    chosen = family(config.model.family)
+    feed = chosen.feed(config, check_shards, samples)
+    check_turns(feed.streams, dims.data_ranks, batch.accumulation)
+    steps = total_steps(config, sum(stream.sampler.epoch_samples for stream in feed.streams))
     check_profile(config.log, steps, world_size)
     schedule = Schedule.of(config.train, steps)
-    data = config.data.model_copy(
-        update={
-            "image_size": image_size,
-            "mean": config.data.mean or [float(m) for m in mean],
-            "std": config.data.std or safe_std,
-            "block": sampler.block,
-            "window": sampler.window,
-        }
-    )
     train = config.train.model_copy(update={"warmup_steps": schedule.warmup})
-    resolved = replace(config, data=data, train=train)
-    chosen = family(config.model.family)
+    resolved = replace(config, data=feed.data, model=feed.model, train=train)
     with torch.device("meta"):
-        model = chosen.build(config.model, ImageShape(image_size, channels))
+        model = chosen.build(resolved.model, chosen.shape(resolved))
     if parallel.tensor > 1:
         check_divides(model, parallel.tensor)
-    return RunPlan(resolved, dims, batch, sampler, schedule, steps, shards, chosen, model)
+    return RunPlan(resolved, dims, batch, schedule, steps, feed, chosen, model)

@@ -6,16 +6,27 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from frontier.data.feed import Stream
 from frontier.data.shards import ShardSet
 from frontier.data.stage import PATIENCE_S, Hung, Staged, bounded, stage, stage_folder
 from frontier.launch.ranks import Ranks
+
+
+def shares_of_stage(streams: Sequence[Stream], limit: int | None) -> list[tuple[ShardSet, int | None]]:
+    """(shards, bytes they may take of `limit`) of the streams that read files; by their sizes where not all can fit."""
+    found = [stream.shards for stream in streams if isinstance(stream.shards, ShardSet)]
+    sizes = [sum(entry["bytes"] for entry in shards.entries) for shards in found]
+    total = max(1, sum(sizes))
+    return [
+        (shards, None if limit is None else limit * size // total) for shards, size in zip(found, sizes, strict=True)
+    ]
 
 
 def stage_on_every_node(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +16,9 @@ import yaml
 from torch import Tensor
 
 from frontier.config.schema import ZERO
+from frontier.data.feed import Loaders
 from frontier.data.loader import Batch, Supply
-from frontier.data.shards import ShardSet
 from frontier.data.stage import stage_root
-from frontier.data.synthetic import open_loader
-from frontier.data.transforms import Normaliser, augment, resize
 from frontier.energy.job import JobEnergy
 from frontier.errors import EXIT_OK, EXIT_REQUEUE, RankError, UserError
 from frontier.launch.doctor import examine, lines
@@ -43,7 +43,7 @@ from frontier.train.metrics import (
 from frontier.train.plan import RunPlan
 from frontier.train.preemption import StopFlag
 from frontier.train.profiler import StepProfiler
-from frontier.train.staging import stage_on_every_node
+from frontier.train.staging import shares_of_stage, stage_on_every_node
 from frontier.train.startup import Startup
 from frontier.train.startup import line as startup_line
 from frontier.train.timing import StepClock
@@ -67,14 +67,6 @@ class StepResult:
     exposed: dict[str, float | None]
 
 
-def prepare(plan: RunPlan, batch: Batch, device: torch.device, normaliser: Normaliser) -> tuple[Tensor, Tensor]:
-    """Stored integers -> (images [B, C, S, S] float32 normalised and augmented, members [B, 2]), on the device."""
-    members = batch.members.to(device, non_blocking=True)
-    images = normaliser(batch.columns)
-    images = augment(images, members, plan.config.data.augment, plan.config.run.seed)
-    return resize(images, plan.config.data.image_size or images.shape[-1]), members
-
-
 class Stepper:
     """One training step: batch, forward and backward passes by micro-batches, update."""
 
@@ -82,7 +74,7 @@ class Stepper:
         self.plan, self.ranks, self.device = plan, ranks, device
         self.engine = build_engine(plan, device)
         config = plan.config
-        self.normaliser = Normaliser.of(plan.shards, config.data.column, device, config.data.mean, config.data.std)
+        self.reader = plan.feed.reader(device, config.run.seed)
         self.waits = Waits(way(device, config.parallel), getattr(self.engine, "model", None))
         self.clock = StepClock(device, self.waits)
 
@@ -99,16 +91,15 @@ class Stepper:
         plan, clock, engine = self.plan, self.clock, self.engine
         clock.start()
         try:
-            batch: Batch = next(batches)
+            batch: dict[str, Batch] = next(batches)
         except UserError as error:
             raise RankError(f"rank {self.ranks.rank}: {error}") from None
         clock.mark("data_s")
-        images, members = prepare(plan, batch, self.device, self.normaliser)
+        placed = self.reader.place(batch)
         sums: dict[str, Tensor] = {}
-        micro, times = plan.batch.micro_batch, plan.batch.accumulation
+        times = plan.batch.accumulation
         for turn in range(times):
-            part = slice(turn * micro, (turn + 1) * micro)
-            inputs = plan.family.inputs(engine.module, images[part], members[part], plan.config.run.seed)
+            inputs = self.reader.inputs(engine.module, placed, turn, times)
             losses = engine.forward(inputs, last=turn == times - 1)
             clock.mark("forward_s")
             engine.backward(losses["loss"], times)
@@ -155,9 +146,11 @@ def check_record(plan: RunPlan, record: dict[str, Any]) -> None:
     where = plan.run_dir / "checkpoints" / f"step_{record['step']:08d}"
     check_parameters(record, plan.parameter_shapes, where)
     for key, value in plan.fixed().items():
-        if record["fixed"].get(key) != value:
+        before = record["fixed"].get(key)
+        if before != value:
+            old, new = (textwrap.shorten(str(shown), 160, placeholder=" …") for shown in (before, value))
             raise UserError(
-                f"{where} was made with {key}={record['fixed'].get(key)}, now it is {value}: the samples would not go on "
+                f"{where} was made with {key}={old}, now it is {new}: the samples would not go on "
                 "where they stopped; set it back, or give another run.dir"
             )
 
@@ -235,6 +228,11 @@ def train(
         guard.restore(record["guard"])
         stepper.engine.restored(guard.updates)
         facts["resumed_from"] = step
+    begun = None
+    if record is None and config.train.start_from:
+        begun = checkpoints.begin_from(config.train.start_from, stepper.engine.state())
+        stepper.engine.restored(0)
+        facts["start_from"] = str(begun[0])
     console = Console(config.log.progress if ranks.is_main else "none", plan.steps, step, config.log.every_steps)
     log, start = None, 0
     if ranks.is_main:
@@ -242,16 +240,18 @@ def train(
         log, start = MetricsLog(run_dir, step), write_start(run_dir, facts)
         for line in passed_over:
             console.say(f"passed over: {line}")
+        if begun:
+            console.say(_begun(*begun))
         if past:
             console.say("the job's end (FRONTIER_JOB_END, else SLURM_JOB_END_TIME) is in the past: left out of account")
         console.say("\n".join([_banner(plan, ranks, facts), *(lines(facts["doctor"]) if config.run.doctor else [])]))
-    if config.data.stage and isinstance(plan.shards, ShardSet):
+    if config.data.stage:
         limit = None if config.data.stage_gib is None else int(config.data.stage_gib * 2**30)
         root, timeout = stage_root(config.data.stage), config.parallel.timeout_s
-        stage_on_every_node(plan.shards, root, limit, ranks, device, timeout, console.say if ranks.is_main else _warn)
+        for shards, part in shares_of_stage(plan.feed.streams, limit):
+            stage_on_every_node(shards, root, part, ranks, device, timeout, console.say if ranks.is_main else _warn)
     place = plan.dims.data_rank(ranks.rank), plan.dims.data_ranks
-    columns, seed = stepper.normaliser.columns, config.run.seed
-    loader = open_loader(plan.shards, columns, plan.sampler, *place, config.data.workers, device, seed)
+    loader = Loaders(plan.feed.streams, *place, config.data.workers, device, config.run.seed)
     comparison = RankComparison(run_dir, ranks, device, config.log.ranks_every, plan.steps)
     walltime = Walltime(job.end, saving.reserve_s, assumed_save_s(12 * plan.parameters, writing))
     stopped, held = False, 0.0
@@ -331,6 +331,12 @@ def train(
     return EXIT_REQUEUE if stopped and step < plan.steps else EXIT_OK
 
 
+def _begun(checkpoint: Path, loaded: list[str], left: list[str]) -> str:
+    """What `train.start_from` came to."""
+    own = f"; {len(left)} begin anew: {', '.join(sorted(left)[:4])}{', …' if len(left) > 4 else ''}" if left else ""
+    return f"start from {checkpoint}: {len(loaded)} parameters{own}"
+
+
 def _warn(text: str) -> None:
     """Said by the rank that it is about."""
     print(text, file=sys.stderr, flush=True)
@@ -372,7 +378,7 @@ def _row(
     samples = step * plan.batch.global_batch
     return {
         "step": step,
-        "epoch": samples / plan.sampler.epoch_samples,
+        "epoch": samples / plan.epoch_samples,
         "samples": samples,
         "loss": _finite(result.loss),
         **{name: _finite(value) for name, value in result.terms.items()},
@@ -405,7 +411,12 @@ def _banner(plan: RunPlan, ranks: Ranks, facts: dict[str, Any]) -> str:
         f"{ranks.world_size} ranks on {ranks.nodes} node(s) by {ranks.source}, {facts['device']}, {c.parallel.strategy} "
         f"= replicate {mesh.replicate} x shard {mesh.shard} x tensor {mesh.tensor}, {c.parallel.precision}",
         f"global batch {plan.batch.global_batch} = {mesh.data_ranks} data ranks x {plan.batch.accumulation} x {plan.batch.micro_batch}, "
-        f"{plan.steps} steps, {len(plan.shards)} samples in {plan.shards.path}, blocks of {plan.sampler.block}",
+        f"{plan.steps} steps",
+        *(
+            f"data {s.name + ': ' if s.name else ''}{len(s.shards)} samples in {s.shards.path}, {s.sampler.global_batch} a batch, "
+            f"blocks of {s.sampler.block}"
+            for s in plan.feed.streams
+        ),
         *([_of_job(facts)] if facts["job_id"] or facts["job_end"] else []),
         f"run folder {plan.run_dir}"
         + (f", resumed from step {facts['resumed_from']}" if facts["resumed_from"] is not None else ""),

@@ -41,23 +41,18 @@ def main(argv: Sequence[str]) -> int:
     import torch.distributed as dist
 
     from frontier.config.load import load_config
-    from frontier.data.loader import Loader
+    from frontier.data.feed import Loaders
     from frontier.launch.process_group import process_group
     from frontier.train.plan import resolve
 
     config = load_config(args.config, args.overrides)
     plan = resolve(config, ranks.world_size, check_shards=ranks.is_main)
-    loader = Loader(
-        plan.shards,
-        config.data.column,
-        plan.sampler,
-        plan.dims.data_rank(ranks.rank),
-        plan.dims.data_ranks,
-        config.data.workers,
-    )
-    window = plan.sampler.window
+    place = plan.dims.data_rank(ranks.rank), plan.dims.data_ranks
+    streams, cpu = plan.feed.streams, torch.device("cpu")
+    loader = Loaders(streams, *place, config.data.workers, cpu, config.run.seed)
+    window = max(stream.sampler.window for stream in streams)
     windows = max(2, -(-plan.steps // window))
-    with process_group(ranks, torch.device("cpu"), config.parallel.timeout_s):
+    with process_group(ranks, cpu, config.parallel.timeout_s):
         batches = loader.batches(0)
         for _ in range(window):
             next(batches)
@@ -76,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
         found = {
             "batches_a_window": window,
             "batch_s": slowest.tolist(),
-            "batch_bytes": plan.batch.global_batch * loader.sample_bytes,
+            "batch_bytes": sum(s.sampler.global_batch * s.sample_bytes for s in streams),
         }
         folder = Path(config.run.dir)
         folder.mkdir(parents=True, exist_ok=True)

@@ -83,6 +83,18 @@ def test_onednn_linear_against_float64(sizes: tuple[int, int]) -> None:
     assert OneDNNLinear.__name__ in type(layer(x).grad_fn).__name__
 
 
+def test_linear_layer_of_no_rows() -> None:
+    """A rank without a sample of some task: forward and backward run, with gradients of zero."""
+    layer, x = Linear(12, 20), torch.randn(0, 7, 12, requires_grad=True)
+    y = layer(x)
+    assert y.shape == (0, 7, 20)
+    y.sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.bias.grad is not None
+    assert not layer.weight.grad.any()
+    assert not layer.bias.grad.any()
+
+
 def test_initial_values_follow_the_recipe() -> None:
     config = MAEConfig.preset("vit_tiny", image_size=32)
     model = MAE(config)

@@ -23,7 +23,17 @@ def zero(reference: Path, run: Path, strategy: str, ranks: int, *more: str) -> s
     assert done.returncode == 0, done.stderr
     # On a busy machine a rank may be slow, and the run says so.
     assert [line for line in done.stderr.splitlines() if not line.startswith("slow rank")] == []
-    said = ("mae ", "global batch", "run folder", "step ", "done: ", "passed over: ", "start-up", f"{ranks} ranks")
+    said = (
+        "mae ",
+        "global batch",
+        "data ",
+        "run folder",
+        "step ",
+        "done: ",
+        "passed over: ",
+        "start-up",
+        f"{ranks} ranks",
+    )
     assert [line for line in done.stdout.splitlines() if not line.startswith(said)] == []
     return done
 

@@ -22,6 +22,7 @@ import torch
 import frontier.parallel.zero as zero
 import frontier.train.trainer as trainer
 from frontier.cli import main
+from frontier.data.image_feed import ImageReader
 
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 NAN, NORM, LOSS = 2, 4, 6
@@ -89,21 +90,21 @@ def counted(engine: Any) -> list[float]:
     return [float(s["step"]) for s in states] if states else [float(c) for c in optimizer.updates.values()]
 
 
-def spoiled(prepare: Any) -> Any:
-    def prepared(*args: Any) -> Any:
-        images, members = prepare(*args)
+def spoiled(place: Any) -> Any:
+    def placed(*args: Any) -> Any:
+        images, members = place(*args)
         if steps["prepared"] == NAN and RANK == WORLD - 1:
             images[-1, 0, 0, 0] = math.nan
         steps["prepared"] += 1
         return images, members
 
-    return prepared
+    return placed
 
 
 if __name__ == "__main__":
     watch_filling()
     trainer.build_engine = watch_engine(trainer.build_engine)
-    trainer.prepare = spoiled(trainer.prepare)
+    ImageReader.place = spoiled(ImageReader.place)  # type: ignore[method-assign]
     code = main(sys.argv[2:])
     out = Path(f"{sys.argv[1]}.{RANK}")
     out.write_text("".join(json.dumps(line) + "\n" for line in [*lines, last]))

@@ -74,4 +74,4 @@ def test_counts_are_those_of_a_real_run(toy: Path, tmp_path: Path) -> None:
         for _ in range(plan.sampler.window):
             next(batches)
         plan.shards.read = real  # type: ignore[method-assign]
-        assert len(seen) == shard_files(plan, rank)
+        assert len(seen) == shard_files(plan.feed.streams[0], plan.dims, rank)

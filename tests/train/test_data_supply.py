@@ -10,10 +10,11 @@ import torch
 import yaml
 
 from frontier.config.load import load_config
-from frontier.data.loader import Loader, Supply
+from frontier.data.feed import Loaders
+from frontier.data.loader import Supply
 from frontier.errors import UserError
 from frontier.train.plan import resolve
-from frontier.train.trainer import Normaliser, prepare, supply_ratio
+from frontier.train.trainer import supply_ratio
 from tests.conftest import read_jsonl, run_frontier, toy_config
 from tests.data.sets import write_set
 
@@ -54,10 +55,10 @@ def test_missing_values_reach_the_model_as_zeros(tmp_path: Path) -> None:
     del config["data"]["augment"]
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
     plan = resolve(load_config(tmp_path / "c.yaml", ["train.global_batch=8"]), 1)
-    normaliser = Normaliser.of(plan.shards, "image", "cpu", plan.config.data.mean, plan.config.data.std)
-    loader = Loader(plan.shards, normaliser.columns, plan.sampler, 0, 1, 0)
+    cpu = torch.device("cpu")
+    loader = Loaders(plan.feed.streams, 0, 1, 0, cpu, 0)
     batch = next(loader.batches(0))
-    images, members = prepare(plan, batch, torch.device("cpu"), normaliser)
+    images, members = plan.feed.reader(cpu, 0).place(batch)
     stored = plan.shards.take("image", members[:, 1]).astype(float)
     there = plan.shards.take("there", members[:, 1])[:, None] & (stored != 9999)
     expected = np.where(there, (stored - [[[20]], [[30]]]) / np.array([[[5]], [[6]]]), 0)

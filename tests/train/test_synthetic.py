@@ -82,7 +82,7 @@ def test_images_belong_to_places_of_the_global_batch() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("data.shards=somewhere", "both given"),
+        ("data.shards=somewhere", "shards and synthetic given"),
         ("data.synthetic=null", "none given"),
         ("data.image_size=null", "needs data.image_size"),
         ("data.workers=4", "data.workers has no effect"),
