@@ -14,7 +14,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hf import build_hf, same_inputs, to_hf
+from hf import build_hf, same_inputs
+
+from frontier.export.hf import to_hf
 
 CASES = {
     "one decoder block": MAEConfig(
