@@ -17,6 +17,8 @@ per band
 per pair of bands
   * their correlation over the pixels (0 where one is constant).
 
+`band_statistics` describes any other input by the distribution of each band's values, wherever and whenever they are.
+
 The probes standardise features by the training split, so the mixture of units is no matter.
 """
 
@@ -108,3 +110,23 @@ def colour_texture(images: NDArray) -> NDArray[np.float32]:
     values = images.astype(np.float32)
     columns = [column for band in range(values.shape[1]) for column in _band_features(values[:, band])]
     return np.stack(columns + _correlations(values), axis=1).astype(np.float32)
+
+
+def band_statistics(values: NDArray, there: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+    """[N, F] float32 of values [N, bands, n]; `there`, of the same shape: which are known (None: all).
+
+    Of each band mean, standard deviation and the percentiles of `PERCENTILES` over its known values (0 where there is none), and,
+    given `there`, the known share. One value a band (n = 1) is itself instead.
+    """
+    values = values.astype(np.float64)
+    known = np.ones(values.shape, bool) if there is None else there
+    if values.shape[2] == 1:
+        columns = [np.where(known, values, 0.0)[..., 0]]
+    else:
+        gaps = np.where(known, values, np.nan)
+        gaps[~known.any(2)] = 0.0
+        quantiles = np.nanpercentile(gaps, PERCENTILES, axis=2)
+        columns = [np.nanmean(gaps, 2), np.nanstd(gaps, 2), *quantiles]
+    if there is not None:
+        columns.append(known.mean(2))
+    return np.concatenate(columns, axis=1).astype(np.float32)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from frontier.errors import UserError
 
 from . import knn, linear, logistic
-from .features import FeatureFunction, LabelledImages, extract
+from .features import FeatureFunction, LabelledSamples, extract
 from .intervals import paired_bootstrap, wilson
 from .standardise import Features
 
@@ -57,8 +57,8 @@ def check_labels(train: NDArray[np.int64], test: NDArray[np.int64], where: str) 
 
 def evaluate(
     encoders: Mapping[str, Callable[[], FeatureFunction]],
-    train: LabelledImages,
-    test: LabelledImages,
+    train: LabelledSamples,
+    test: LabelledSamples,
     methods: Sequence[str] = tuple(METHODS),
     seed: int = 0,
     batch: int = 256,
@@ -80,7 +80,7 @@ def evaluate(
     Each row holds method, encoder, accuracy, ci95 (Wilson), n_train, n_test, classes, features (their
     number), seed and the method's details. Rows of "pretrained" also hold difference: {other encoder:
     {"accuracy": its own minus the other's, "ci95": [low, high], "resamples"}} by a paired bootstrap over the
-    test images. Test images of a class that training lacks count as wrong.
+    test samples. Test samples of a class that training lacks count as wrong.
 
     Raises UserError (labels, non-finite features, classes too small for a method).
     """
@@ -114,9 +114,9 @@ def evaluate(
                 "seed": seed,
                 **details,
             }
-        images = len(train_labels) + len(truth)
+        samples = len(train_labels) + len(truth)
         progress(
-            f"{encoder}: features of {images} images in {extracted - begin:.1f} s, "
+            f"{encoder}: features of {samples} samples in {extracted - begin:.1f} s, "
             f"{', '.join(methods)} in {time.perf_counter() - extracted:.1f} s"
         )
     for method in methods:

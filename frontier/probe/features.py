@@ -1,4 +1,4 @@
-"""Frozen features of labelled images: reading in batches, normalising, encoding without a mask, pooling."""
+"""Frozen features of labelled samples: reading in batches, normalising, encoding without a mask, pooling."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .standardise import Features
 
 POOLINGS = ("mean", "cls", "mean_std")
 
-FeatureFunction = Callable[[NDArray[Any]], Features]
-"""Images [B, C, H, W] in stored units -> features [B, F] float32."""
+FeatureFunction = Callable[[Any], Features]
+"""What `LabelledSamples.read` gives, for images [B, C, H, W] in stored units -> features [B, F] float32."""
 
 
 class Encoder(Protocol):
@@ -33,15 +33,16 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
-class LabelledImages:
+class LabelledSamples:
     """The labelled samples of one split.
 
     Attributes:
-        read: (start, stop) -> images [stop - start, C, H, W] in stored units, consecutive samples of the
-        split. labels: int64 [samples of the split]; negative where a sample has no label.
+        read: (start, stop) -> consecutive samples of the split, as feature functions take them: an array, or anything else that a
+            mask [stop - start] can be taken of.
+        labels: int64 [samples of the split]; negative where a sample has no label.
     """
 
-    read: Callable[[int, int], NDArray[Any]]
+    read: Callable[[int, int], Any]
     labels: NDArray[np.int64]
 
     @property
@@ -49,14 +50,14 @@ class LabelledImages:
         """Labels of the samples that have one, in the order of the split."""
         return self.labels[self.labels >= 0]
 
-    def batches(self, size: int) -> Iterator[NDArray[Any]]:
-        """The labelled images in the order of the split, in pieces of at most `size`, read front to back."""
+    def batches(self, size: int) -> Iterator[Any]:
+        """The labelled samples in the order of the split, in pieces of at most `size`, read front to back."""
         for start in range(0, len(self.labels), size):
             stop = min(start + size, len(self.labels))
             chosen = self.labels[start:stop] >= 0
             if chosen.any():
-                images = self.read(start, stop)
-                yield images if chosen.all() else images[chosen]
+                samples = self.read(start, stop)
+                yield samples if chosen.all() else samples[chosen]
 
 
 def pool(tokens: Tensor, pooling: str) -> Tensor:
@@ -102,13 +103,13 @@ def encoder_features(
     return features
 
 
-def extract(function: FeatureFunction, images: LabelledImages, batch: int, name: str) -> Features:
+def extract(function: FeatureFunction, samples: LabelledSamples, batch: int, name: str) -> Features:
     """Features [labelled samples, F] in the order of the split. Raises UserError where one is not finite."""
-    found = np.concatenate([function(part) for part in images.batches(batch)])
+    found = np.concatenate([function(part) for part in samples.batches(batch)])
     broken = int(np.sum(~np.isfinite(found).all(axis=1)))
     if broken:
         raise UserError(
-            f"features of {broken} of {len(found)} images are not finite, encoder '{name}': the weights "
-            "have diverged or the images hold such values; probe an earlier checkpoint or mend the shards"
+            f"features of {broken} of {len(found)} samples are not finite, encoder '{name}': the weights "
+            "have diverged or the samples hold such values; probe an earlier checkpoint or mend the shards"
         )
     return found

@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--out", metavar="DIR", help="where to write (default: the run; for several, their common parent)")
     out.add_argument("--data", metavar="SHARDS", help="shards for the sample pictures, where they have moved")
-    out.add_argument("--no-pictures", action="store_true", help="leave the sample reconstructions out (loads no model)")
+    out.add_argument("--no-pictures", action="store_true", help="leave the sample pictures out (loads no model)")
     out.add_argument("--json", action="store_true", help="print report.json on standard output")
     return out
 
@@ -92,12 +92,12 @@ def deliver(target: Path, texts: dict[str, str], verdict: str, options: argparse
 def one_run(run, options: argparse.Namespace) -> tuple[dict[str, str], str]:
     """File name -> text of the report of one run, and its verdict."""
     from frontier_profiling.report import records, render
-    from frontier_profiling.report.pictures import Pictures, reconstructions
+    from frontier_profiling.report.pictures import Pictures, sample_pictures
 
     pictures = (
-        Pictures(unavailable="left out on request (--no-pictures)")
+        [Pictures(unavailable="left out on request (--no-pictures)")]
         if options.no_pictures
-        else reconstructions(run, options.data)
+        else sample_pictures(run, options.data)
     )
     record = records.run_record(run, pictures)
     context = render.run_context(run, record, pictures)

@@ -170,6 +170,29 @@ def curve(run: Run, column: str, title: str, *, name: str, width: int, height: i
     return draw(name, f"{title} over the step", width, height, paint)
 
 
+def loss_parts(run: Run, *, name: str, width: int, height: int) -> str:
+    """Running medians of the parts of the loss that were logged beside it; "" where there are fewer than two."""
+    known = {part: y for part, y in run.terms.items() if np.isfinite(y).any()}
+    if len(known) < 2:
+        return ""
+    log = _needs_log(np.concatenate(list(known.values())))
+
+    def paint(axes: Axes) -> None:
+        for i, (part, y) in enumerate(known.items()):
+            x, middle, _, _ = thin(run.columns["step"], y)
+            smooth = running_median(middle, smoothing_window(len(x)))
+            style = ("-", (0, (5, 2)), (0, (1.5, 1.5)))[(i // len(SERIES)) % 3]
+            marker = "o" if np.isfinite(smooth).sum() < 3 else None
+            axes.plot(x, smooth, color=COLOURS[SERIES[i % len(SERIES)]], linestyle=style, marker=marker, label=part)
+        if log:
+            _log_axis(axes)
+        _mark_restarts(axes, run, labels=False)
+        _plain_axes(axes, "step", "parts of the loss (log axis)" if log else "parts of the loss")
+        axes.legend(loc="upper right", handlelength=1.8)
+
+    return draw(name, "Parts of the loss over the step", width, height, paint)
+
+
 def power_trace(run: Run, *, name: str, width: int, height: int) -> str:
     """Power of the whole job over the time in training, one point a reading."""
     watts, seconds = run.columns["power_w"], training_seconds_at(run)
@@ -331,7 +354,10 @@ def overlaid_loss(runs: Sequence[tuple[str, Run]], *, over: str, name: str, widt
             every.append(smooth)
         _plain_axes(
             axes,
-            {"images": "images seen", "device_hours": "device-hours in training"}[over],
+            {
+                "images": "samples seen" if any(run.noun != "image" for _, run in runs) else "images seen",
+                "device_hours": "device-hours in training",
+            }[over],
             "loss, running median",
         )
         if over == "device_hours":

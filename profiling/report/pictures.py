@@ -1,5 +1,5 @@
-"""Sample reconstructions of a run's last complete checkpoint, as PNG data URIs: original, masked, predicted,
-pasted.
+"""What a run's last complete checkpoint does to a few samples, as PNG data URIs: its family's own pictures, or of a masked image model
+original, masked, predicted, pasted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from frontier.errors import UserError
+from frontier.models.panels import UNKNOWN, Panels
 from frontier_profiling.report.read import Run
 
 IMAGES = 6
@@ -26,7 +27,7 @@ COLUMNS = ("original", "masked", "reconstruction", "reconstruction + visible")
 
 @dataclass(frozen=True)
 class Row:
-    """The four pictures of one image, in the order of `COLUMNS`, as data URIs."""
+    """The pictures of one sample, in the order of `Pictures.columns`, as data URIs."""
 
     title: str
     uris: list[str]
@@ -34,38 +35,49 @@ class Row:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Rows of pictures, or the reason why there are none."""
+    """A group of rows of pictures, or the reason why there are none."""
 
     rows: list[Row] = field(default_factory=list)
     size: int = 0
     caption: str = ""
     unavailable: str = ""
+    title: str = "Sample reconstructions"
+    columns: Sequence[str] = COLUMNS
 
 
-def reconstructions(run: Run, shards: str | None = None) -> Pictures:
-    """Reconstruct a few images of the test split (of the training split where there is no other) with the
-    run's model.
+def sample_pictures(run: Run, shards: str | None = None) -> list[Pictures]:
+    """Groups of pictures of a few samples of the test split (of the training split where there is no other), made by the run's model.
 
-    `shards` replaces the config's `data.shards`. Whatever keeps the pictures from being made is told in
-    `unavailable`: a report does not fail for want of pictures.
+    `shards` replaces those of the config. Whatever keeps the pictures from being made is told in `unavailable`: a report does not
+    fail for want of pictures.
     """
     try:
-        return _reconstructions(run, shards)
+        return _pictures(run, shards)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, UserError | OSError):
             reason = f"{type(error).__name__}: {reason}"
-        return Pictures(unavailable=reason[:300])
+        return [Pictures(unavailable=reason[:300])]
+
+
+def _pictures(run: Run, shards: str | None) -> list[Pictures]:
+    if not run.checkpoints:
+        raise UserError(f"no complete checkpoint in {run.path / 'checkpoints'}")
+    check_room(run.fact("parameters"))
+    from frontier.models.registry import family
+    from frontier.train.checkpoint import load_model
+
+    own = family(run.setting("model.family", "mae")).pictures
+    if own is None:
+        return [_reconstructions(run, shards)]
+    module, config, step = load_model(run.path)
+    return [painted(group, step) for group in own(module.eval(), config, shards)]
 
 
 def _reconstructions(run: Run, shards: str | None) -> Pictures:
-    if not run.checkpoints:
-        raise UserError(f"no complete checkpoint in {run.path / 'checkpoints'}")
     where = shards or run.setting("data.shards")
     if not where:
         raise UserError("the config names no data.shards")
-
-    check_room(run.fact("parameters"))
     import torch
 
     from frontier.data.transforms import Normaliser, resize
@@ -115,6 +127,42 @@ def _reconstructions(run: Run, shards: str | None) -> Pictures:
             " those of the true patch: its brightness and contrast are given, its structure and hue are predicted."
         )
     return Pictures(rows=rows, size=size, caption=caption)
+
+
+def painted(group: Panels, step: int) -> Pictures:
+    """A family's own pictures: images with one stretch for all, nothing in grey; class maps in fixed colours."""
+    images = [picture for row in group.rows for picture in row.pictures if picture.ndim == 3]
+    told = f"Checkpoint of step {step:,}; {group.caption}"
+    low, high, bands = 0.0, 1.0, [0, 0, 0]
+    if images:
+        bands, names = shown_bands(group.bands, len(images[0]))
+        low, high = limits(np.concatenate([row.pictures[0][bands].ravel() for row in group.rows]))
+        told += f" Bands {names}, one stretch for all, from the {LIMITS[0]:g}st to the {LIMITS[1]:g}th percentile."
+    rows = [
+        Row(
+            row.title,
+            [png_uri(class_picture(p) if p.ndim == 2 else _stretched(p[bands], low, high)) for p in row.pictures],
+        )
+        for row in group.rows
+    ]
+    size = max((max(picture.shape[-2:]) for row in group.rows for picture in row.pictures), default=0)
+    return Pictures(rows, size, told, title=group.title, columns=group.columns)
+
+
+def _stretched(image: np.ndarray, black: float, white: float) -> np.ndarray:
+    """[3, H, W], NaN where nothing is shown -> uint8 [H, W, 3]."""
+    shown = np.clip((image - black) / max(white - black, 1e-12), 0.0, 1.0)
+    return (255 * np.where(np.isnan(shown), GREY, shown) + 0.5).astype(np.uint8).transpose(1, 2, 0)
+
+
+def class_picture(classes: np.ndarray) -> np.ndarray:
+    """Class numbers [H, W] -> uint8 [H, W, 3]: colours of equal steps around the wheel (the golden angle), unknown in grey."""
+    import colorsys
+
+    wheel = [colorsys.hsv_to_rgb((0.13 + 0.618034 * n) % 1, 0.65, 0.9 - 0.25 * (n % 2)) for n in range(256)]
+    table = (255 * np.array(wheel) + 0.5).astype(np.uint8)
+    table[UNKNOWN] = round(255 * GREY)
+    return table[np.where((classes < 0) | (classes > UNKNOWN), UNKNOWN, classes)]
 
 
 def check_room(parameters: Any) -> None:

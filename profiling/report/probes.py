@@ -15,6 +15,7 @@ ENCODER_NAMES = {
     PRETRAINED: "pretrained encoder",
     "random": "random encoder",
     "colour_texture": "colour and texture features",
+    "band_statistics": "statistics of the bands",
 }
 
 

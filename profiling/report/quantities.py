@@ -15,6 +15,7 @@ from frontier_profiling.report.energy import energy
 from frontier_profiling.report.read import Run
 from frontier_profiling.report.summary import (
     final_loss,
+    last_median,
     not_finite,
     skipped_steps,
     spread,
@@ -59,6 +60,7 @@ def _last(run: Run, column: str) -> float | None:
 def quantities(run: Run) -> list[Quantity]:
     """All figures of one run, in the order of the report and of the CSV."""
     keep, rule = warmed_up(run)
+    noun, rate = run.noun, f"{run.noun}s/s"
     speed = spread(run.columns["images_per_s"][keep])
     loss, window = final_loss(run)
     seconds, device_seconds, overall = training_seconds(run)
@@ -88,7 +90,7 @@ def quantities(run: Run) -> list[Quantity]:
         ),
         Quantity("steps", "Steps", _last(run, "step"), "", MEASURED),
         Quantity("epochs", "Epochs", _last(run, "epoch"), "", MEASURED),
-        Quantity("images_seen", "Images seen", _last(run, "samples"), "", MEASURED),
+        Quantity("images_seen", f"{noun.capitalize()}s seen", _last(run, "samples"), "", MEASURED),
         Quantity(
             "final_loss",
             "Final loss",
@@ -97,18 +99,22 @@ def quantities(run: Run) -> list[Quantity]:
             MEASURED,
             f"median of the last {plural(window, 'logged step')}",
         ),
+        *(
+            Quantity(f"final_loss_{part}", f"Final loss, {part}", last_median(values)[0], "", MEASURED, "likewise")
+            for part, values in run.terms.items()
+        ),
         Quantity("last_loss", "Loss of the last step", _last(run, "loss"), "", MEASURED, "one batch, noisy"),
-        Quantity("images_per_s_median", "Throughput", _finite(speed.median), "images/s", MEASURED, rule),
-        Quantity("images_per_s_p10", "Throughput, p10", _finite(speed.p10), "images/s", MEASURED),
-        Quantity("images_per_s_p90", "Throughput, p90", _finite(speed.p90), "images/s", MEASURED),
-        Quantity("images_per_s_per_device", "Throughput per device", _finite(each), "images/s", MEASURED),
+        Quantity("images_per_s_median", "Throughput", _finite(speed.median), rate, MEASURED, rule),
+        Quantity("images_per_s_p10", "Throughput, p10", _finite(speed.p10), rate, MEASURED),
+        Quantity("images_per_s_p90", "Throughput, p90", _finite(speed.p90), rate, MEASURED),
+        Quantity("images_per_s_per_device", "Throughput per device", _finite(each), rate, MEASURED),
         Quantity(
             "images_per_s_overall",
             "Throughput with checkpoints and stalls",
             overall,
-            "images/s",
+            rate,
             MEASURED,
-            "images over seconds, first to last logged step of every start",
+            f"{noun}s over seconds, first to last logged step of every start",
         ),
         Quantity(
             "data_supply_ratio_median",
@@ -136,7 +142,7 @@ def quantities(run: Run) -> list[Quantity]:
         ),
         Quantity(
             "flops_per_image",
-            "FLOPs per image",
+            f"FLOPs per {noun}",
             _finite(run.fact("flops_per_image")),
             "FLOP",
             PREDICTED,
@@ -167,7 +173,7 @@ def quantities(run: Run) -> list[Quantity]:
         ),
         Quantity(
             "energy_j_per_image",
-            "Energy per image",
+            f"Energy per {noun}",
             _finite(used.joules_per_image),
             "J",
             MEASURED,

@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from frontier.errors import UserError
+from frontier_profiling.report.tasks import read_early_stopping, read_tasks
 
 COLUMNS = (
     "step", "epoch", "samples", "loss", "lr", "grad_norm", "images_per_s", "step_s", "data_s", "forward_s",
@@ -62,9 +63,19 @@ class Run:
     energy_source: str = ""
     ranks: list[dict[str, Any]] = field(default_factory=list)
     """Lines of ranks.jsonl: comparisons of the ranks."""
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of evaluation.json."""
+    early_stopping: dict[str, Any] | None = None
+    terms: dict[str, np.ndarray] = field(default_factory=dict)
+    """The parts of the loss that were logged beside it, `loss_<name>` by name, as `columns`."""
 
     def __len__(self) -> int:
         return len(self.columns["step"])
+
+    @property
+    def noun(self) -> str:
+        """What the run's samples are called: image, where it has one stream of them."""
+        return "image" if self.setting("data.sources") is None else "sample"
 
     def setting(self, dotted: str, default: Any = None) -> Any:
         """The resolved config's value at a dotted key, or `default`."""
@@ -98,7 +109,7 @@ def read_run(path: str | Path) -> Run:
     notes: list[str] = []
     config, text = _read_config(path / "config.yaml")
     starts = _read_starts(path / "starts.jsonl", notes)
-    columns, memory_kind, energy_source = _read_metrics(path / "metrics.jsonl", notes)
+    columns, terms, memory_kind, energy_source = _read_metrics(path / "metrics.jsonl", notes)
     ranks = path / "ranks.jsonl"
     return Run(
         path=path,
@@ -113,6 +124,9 @@ def read_run(path: str | Path) -> Run:
         notes=notes,
         energy_source=energy_source or str((starts[-1] if starts else {}).get("energy_source") or ""),
         ranks=_json_lines(ranks, notes) if ranks.is_file() else [],
+        tasks=read_tasks(path / "evaluation.json", notes),
+        early_stopping=read_early_stopping(path / "early_stopping.json", notes),
+        terms=terms,
     )
 
 
@@ -168,7 +182,7 @@ def number(value: Any) -> float:
         return math.nan
 
 
-def _read_metrics(file: Path, notes: list[str]) -> tuple[dict[str, np.ndarray], str | None, str]:
+def _read_metrics(file: Path, notes: list[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], str | None, str]:
     rows = _json_lines(file, notes)
     by_step: dict[int, dict[str, Any]] = {}
     stepless = 0
@@ -186,11 +200,20 @@ def _read_metrics(file: Path, notes: list[str]) -> tuple[dict[str, np.ndarray], 
             f"{file.name}: {twice} step(s) logged more than once (redone after a restart); the last line counts."
         )
     kept = [by_step[step] for step in sorted(by_step)]
-    columns = {name: np.array([number(row.get(name)) for row in kept], dtype=np.float64) for name in COLUMNS}
+    parts = dict.fromkeys(key for row in kept for key in row if key.startswith("loss_"))
+    columns, terms = (
+        {name: np.array([number(row.get(name)) for row in kept], dtype=np.float64) for name in names}
+        for names in (COLUMNS, parts)
+    )
     kinds, sources = (
         [row[key] for row in kept if isinstance(row.get(key), str)] for key in ("memory_kind", "energy_source")
     )
-    return columns, kinds[-1] if kinds else None, sources[-1] if sources else ""
+    return (
+        columns,
+        {name.removeprefix("loss_"): values for name, values in terms.items()},
+        kinds[-1] if kinds else None,
+        sources[-1] if sources else "",
+    )
 
 
 def _read_starts(file: Path, notes: list[str]) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ from frontier_profiling.report.verdict import comparison_verdict, limit_sentence
 SCHEMA = "frontier-report/1"
 
 
-def run_record(run: Run, pictures: Pictures) -> dict[str, Any]:
+def run_record(run: Run, pictures: Sequence[Pictures]) -> dict[str, Any]:
     """Everything that the report of one run says, in JSON types; null is "not measured" or "not recorded"."""
     found = {figure.key: figure for figure in quantities(run)}
     state, sentence = progress(run)
@@ -63,6 +63,8 @@ def run_record(run: Run, pictures: Pictures) -> dict[str, Any]:
         "limit": limit_sentence(split),
         "probe": [probe_record(row) for row in probes.ordered(run.probe)],
         "differences": [difference_record(d) for d in probes.differences(run.probe)],
+        "tasks": run.tasks,
+        "early_stopping": run.early_stopping,
         "starts": run.starts,
         "restarts": [
             {"start": index + 1, "resumed_from": resumed, "drawn_at": at} for index, resumed, at in restarts(run)
@@ -71,9 +73,9 @@ def run_record(run: Run, pictures: Pictures) -> dict[str, Any]:
         "not_finite_losses": not_finite(run).tolist(),
         "checkpoints": run.checkpoints,
         "pictures": {
-            "images": len(pictures.rows),
-            "caption": pictures.caption,
-            "unavailable": pictures.unavailable,
+            "images": sum(len(group.rows) for group in pictures),
+            "caption": " ".join(group.caption for group in pictures if group.caption),
+            "unavailable": " ".join(group.unavailable for group in pictures if group.unavailable),
         },
         "reproduce": reproduce(run),
         "notes": run.notes,
@@ -132,6 +134,11 @@ def reproduce(run: Run) -> list[str]:
         )
     lines.append(launch_command(run))
     shards = run.setting("data.shards")
+    if run.tasks:
+        baselines = " --baselines" if any(row.get("kind") == "baseline" for row in run.tasks) else ""
+        lines.append(f"frontier evaluate {new} --split {shlex.quote(str(run.tasks[0]['split']))}{baselines}")
+    if run.early_stopping:
+        lines.append(f"frontier evaluate {new} --checkpoints")
     if run.probe and shards:
         methods = dict.fromkeys(row.method for row in run.probe)
         lines += [f"frontier probe {new} --data {shlex.quote(str(shards))} --method {method}" for method in methods]
@@ -148,7 +155,7 @@ def comparison_record(runs: Sequence[Run]) -> dict[str, Any]:
         "common_images": images,
         "loss_at_common_images": {run.name: final_loss(run, images)[0] for run in runs} if images else None,
         "config_differences": config_differences(runs),
-        "runs": [run_record(run, Pictures(unavailable="left out of a comparison")) for run in runs],
+        "runs": [run_record(run, [Pictures(unavailable="left out of a comparison")]) for run in runs],
     }
 
 
@@ -207,7 +214,7 @@ def to_csv(runs: Sequence[Run]) -> str:
     measurements.
     """
     out = io.StringIO()
-    writer: Any = None
+    rows: list[dict[str, Any]] = []
     for run in runs:
         found = quantities(run)
         row: dict[str, Any] = {"run": run.name, "path": str(run.path), "state": progress(run)[0]}
@@ -215,8 +222,10 @@ def to_csv(runs: Sequence[Run]) -> str:
         row |= {f.key: wording.NOT_MEASURED if f.value is None else f"{f.value:.10g}" for f in found}
         for kind in ("measured", "predicted", "published"):
             row[f"provenance_{kind}"] = " ".join(f.key for f in found if f.source == kind)
-        if writer is None:
-            writer = csv.DictWriter(out, fieldnames=list(row), lineterminator="\n")
-            writer.writeheader()
-        writer.writerow(row)
+        rows.append(row)
+    # Runs may differ in the parts of their losses.
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(out, fieldnames=columns, restval=wording.NOT_MEASURED, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return out.getvalue()

@@ -12,8 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from frontier import __version__
-from frontier_profiling.report import figures, probes, wording
-from frontier_profiling.report.pictures import COLUMNS as PICTURE_COLUMNS
+from frontier_profiling.report import figures, probes, tasks, wording
 from frontier_profiling.report.pictures import Pictures
 from frontier_profiling.report.quantities import Quantity, quantities
 from frontier_profiling.report.read import ProbeRow, Run
@@ -118,9 +117,10 @@ def run_drawings(run: Run) -> dict[str, str]:
     top = dict.fromkeys(row.method for row in run.probe)
     return {
         "loss": figures.curve(run, "loss", "loss", name="loss", width=WIDE, height=330, smooth=True, events=True),
+        "parts": figures.loss_parts(run, name="parts", width=WIDE, height=300),
         "lr": figures.curve(run, "lr", "learning rate", name="lr", smooth=False, **small),
         "grad_norm": figures.curve(run, "grad_norm", "gradient norm", name="grad", smooth=True, **small),
-        "images_per_s": figures.curve(run, "images_per_s", "images/s", name="speed", smooth=True, **small),
+        "images_per_s": figures.curve(run, "images_per_s", f"{run.noun}s/s", name="speed", smooth=True, **small),
         "memory": figures.curve(run, "memory_gib", "memory, GiB", name="memory", smooth=False, **small),
         "power": figures.power_trace(run, name="power", width=WIDE, height=250),
         "split": figures.step_split([*rows, ("all starts" if rows else "", step_time(run))], name="split", width=WIDE),
@@ -157,11 +157,14 @@ HELPERS: dict[str, Any] = {
     "signed": signed,
     "fenced": fenced,
     "encoder_name": probes.encoder_name,
+    "with_interval": tasks.with_interval,
+    "with_loss": tasks.with_loss,
+    "metric_value": tasks.value,
     "version": __version__,
 }
 
 
-def run_context(run: Run, record: Mapping[str, Any], pictures: Pictures) -> dict[str, Any]:
+def run_context(run: Run, record: Mapping[str, Any], pictures: Sequence[Pictures]) -> dict[str, Any]:
     return {
         "title": run.name,
         "varied": varied(run),
@@ -177,16 +180,19 @@ def run_context(run: Run, record: Mapping[str, Any], pictures: Pictures) -> dict
         "best": probes.best(run.probe, probes.PRETRAINED),
         "differences": probes.differences(run.probe),
         "probe_settings": probes.settings(run.probe),
+        "tasks": tasks.by_task(run.tasks),
+        "early": run.early_stopping,
         "pictures": pictures,
-        "picture_columns": PICTURE_COLUMNS,
         **HELPERS,
     }
 
 
 def comparison_context(runs: Sequence[Run], record: Mapping[str, Any]) -> dict[str, Any]:
     common = common_images(runs)
+    nouns = {run.noun for run in runs}
     return {
         "title": f"{len(runs)} runs",
+        "noun": nouns.pop() if len(nouns) == 1 else "sample",
         "common_images": common,
         "warm_up_lines": WARMUP_LINES,
         "number": bare_number,

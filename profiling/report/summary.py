@@ -136,8 +136,11 @@ def final_loss(run: Run, images: float | None = None) -> tuple[float | None, int
     With `images`, of the steps logged until that many images were seen.
     """
     losses = run.columns["loss"]
-    if images is not None:
-        losses = losses[run.columns["samples"] <= images]
+    return last_median(losses if images is None else losses[run.columns["samples"] <= images])
+
+
+def last_median(losses: np.ndarray) -> tuple[float | None, int]:
+    """(median of the last of the finite values, how many): see `final_loss`."""
     losses = losses[np.isfinite(losses)]
     if not losses.size:
         return None, 0

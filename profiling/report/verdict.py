@@ -40,12 +40,12 @@ def run_verdict(run: Run, figures: Figures) -> str:
     """
     parameters, images = _value(figures, "parameters"), _value(figures, "images_seen")
     size = f"{count(parameters)} parameters" if parameters is not None else f"parameters {NOT_MEASURED}"
-    seen = f"has seen {count(images)} images" if images is not None else "has not logged a step yet"
+    seen = f"has seen {count(images)} {run.noun}s" if images is not None else "has not logged a step yet"
     loss, speed = _value(figures, "final_loss"), _value(figures, "images_per_s_median")
     devices = run.fact("world_size")
     on = f" on {devices} {'rank' if devices == 1 else 'ranks'}" if isinstance(devices, int) else ""
     losses = f"at a final loss of {significant(loss, 4)}" if loss is not None else f"final loss {NOT_MEASURED}"
-    rate = f"at {significant(speed)} images/s{on}" if speed is not None else f"throughput {NOT_MEASURED}"
+    rate = f"at {significant(speed)} {run.noun}s/s{on}" if speed is not None else f"throughput {NOT_MEASURED}"
     return f"{model_name(run)} ({size}) {seen}, {losses}, {rate}; {probe_clause(run)}."
 
 

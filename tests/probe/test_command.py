@@ -60,9 +60,9 @@ def test_all_methods_and_baselines(trained: Path, shards: Path, capsys: pytest.C
     assert rows[0]["layers"] == "last"
     assert set(rows[0]["difference"]) == {"random", "colour_texture"}
     assert not list(trained.glob("*.tmp")) + list(trained.glob(".*"))
-    assert "160 training and 40 test images of 2 classes" in printed.out
+    assert "160 training and 40 test samples of 2 classes" in printed.out
     assert printed.out.count("colour_texture") == 3
-    assert printed.err.count("features of 200 images") == 3
+    assert printed.err.count("features of 200 samples") == 3
 
 
 def test_options_and_json(trained: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

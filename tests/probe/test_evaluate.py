@@ -12,7 +12,7 @@ from frontier.models.mae import MAE, MAEConfig
 from frontier.probe import linear
 from frontier.probe.baselines import colour_texture
 from frontier.probe.evaluate import METHODS, evaluate
-from frontier.probe.features import LabelledImages, encoder_features, extract, pool
+from frontier.probe.features import LabelledSamples, encoder_features, extract, pool
 from frontier.probe.table import table
 
 MEAN, STD = [100.0, 110.0, 120.0], [40.0, 50.0, 60.0]
@@ -30,8 +30,8 @@ def stripes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return images.clip(0, 255).astype(np.uint8), labels.astype(np.int64)
 
 
-def images_of(images: np.ndarray, labels: np.ndarray) -> LabelledImages:
-    return LabelledImages(read=lambda start, stop: images[start:stop], labels=labels)
+def images_of(images: np.ndarray, labels: np.ndarray) -> LabelledSamples:
+    return LabelledSamples(read=lambda start, stop: images[start:stop], labels=labels)
 
 
 def model(seed: int) -> MAE:
@@ -102,7 +102,7 @@ def test_unlabelled_samples_are_left_out_and_order_is_kept() -> None:
     assert len(data.labelled) == 16
     labels[4:8] = -1
     asked = []
-    spied = LabelledImages(read=lambda a, b: asked.append(a) or images[a:b], labels=labels)
+    spied = LabelledSamples(read=lambda a, b: asked.append(a) or images[a:b], labels=labels)
     list(spied.batches(4))
     assert asked == [0, 8, 12, 16]  # a piece without labels is not read
 
@@ -127,7 +127,7 @@ def test_refuses_what_cannot_be_probed() -> None:
     with pytest.raises(UserError, match="of one class"):
         evaluate(encoders, one, good)
     broken = {"pretrained": lambda: lambda batch: np.full((len(batch), 3), np.nan, np.float32)}
-    with pytest.raises(UserError, match=r"40 of 40 images are not finite, encoder 'pretrained'"):
+    with pytest.raises(UserError, match=r"40 of 40 samples are not finite, encoder 'pretrained'"):
         evaluate(broken, good, good)
 
 

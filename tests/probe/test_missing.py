@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from frontier.data.shards import ShardSet
-from frontier.probe.command import _labelled
+from frontier.probe.images import labelled_images
 from tests.data.sets import write_set
 
 
@@ -29,6 +29,6 @@ def test_missing_is_the_mean(tmp_path: Path, how: str) -> None:
     )
     mean = [1000.0, 2500.0]
     expected = np.where(gone, np.array(mean)[:, None, None], images)
-    found = _labelled(ShardSet(path), "x", mean).read(3, 17)
+    found = labelled_images(ShardSet(path), "x", mean).read(3, 17)
     assert np.array_equal(found, expected[3:17].astype(found.dtype))
     assert found.dtype == (np.uint16 if how == "whole" else np.float32)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from frontier_profiling.report import pictures
 from frontier_profiling.report.command import main
-from frontier_profiling.report.read import read_run
+from frontier_profiling.report.read import Run, read_run
 
 MEAN, STD = [120.0, 121.0, 122.0], [50.0, 51.0, 52.0]
 
@@ -24,6 +24,11 @@ def decode(uri: str) -> np.ndarray:
     head, data = uri.split(",")
     assert head == "data:image/png;base64"
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def reconstructions(run: Run) -> pictures.Pictures:
+    (found,) = pictures.sample_pictures(run)
+    return found
 
 
 def make_run(path: Path, shards: Path | str) -> Path:
@@ -60,7 +65,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
 
 def test_reconstructions_keep_what_is_visible(tmp_path: Path, shards: Path, model: torch.nn.Module) -> None:
     run = make_run(tmp_path / "run", shards)
-    found = pictures.reconstructions(read_run(run))
+    found = reconstructions(read_run(run))
     assert not found.unavailable
     assert len(found.rows) == pictures.IMAGES
     assert found.rows[0].title.endswith("test image 0")
@@ -77,7 +82,7 @@ def test_reconstructions_keep_what_is_visible(tmp_path: Path, shards: Path, mode
         assert (pasted[~hidden] == original[~hidden]).all()
         assert (predicted[hidden] == pasted[hidden]).all()
         assert (predicted[~hidden] == grey).all()
-    assert pictures.reconstructions(read_run(run)) == found
+    assert reconstructions(read_run(run)) == found
 
 
 def test_pictures_are_in_the_page_and_moved_shards_are_found(
@@ -85,7 +90,7 @@ def test_pictures_are_in_the_page_and_moved_shards_are_found(
 ) -> None:
     run = make_run(tmp_path / "run", tmp_path / "gone")
     assert main([str(run)]) == 0
-    assert "Reconstructions not available: " in (run / "report.html").read_text()
+    assert "Not available: " in (run / "report.html").read_text()
     assert str(tmp_path / "gone") in json.loads((run / "report.json").read_text())["pictures"]["unavailable"]
     assert main([str(run), "--data", str(shards)]) == 0
     assert (run / "report.html").read_text().count('src="data:image/png;base64,') == 4 * pictures.IMAGES
@@ -96,9 +101,9 @@ def test_pictures_are_in_the_page_and_moved_shards_are_found(
 
 def test_reasons_for_no_pictures(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "run", shards)
-    assert pictures.reconstructions(read_run(run)).unavailable  # the checkpoint is empty
+    assert reconstructions(read_run(run)).unavailable  # the checkpoint is empty
     (run / "checkpoints" / "step_00000001" / "complete.json").unlink()
-    assert "no complete checkpoint" in pictures.reconstructions(read_run(run)).unavailable
+    assert "no complete checkpoint" in reconstructions(read_run(run)).unavailable
     with pytest.raises(Exception, match="more than half of the memory"):
         pictures.check_room(10**14)
 
