@@ -2,7 +2,7 @@
 
 A scene is a function of (seed, index) alone, so any subset, order or number of workers gives the same bytes. The
 images are synthetic: they are for trying, testing and timing the suite, not for training a model of the Earth.
-Columns by sensor: `rgb` gives "image" (uint8 true colour of s2), `s2` "s2", `s1` "s1", `naip` "naip" (4x finer).
+Columns by sensor: `rgb` gives "image" (uint8 true colour of s2), `s2` "s2", `s1` "s1", `naip` "naip" (4x finer). With `targets`, "land" is the land use of every pixel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from data_prep.scenes_sensors import (
     true_colour,
 )
 from data_prep.scenes_spectra import NAIP_BANDS, RGB_BANDS, S1_BANDS, S2_BANDS
-from data_prep.source import ImageColumn, Listing, Source
+from data_prep.source import ArrayColumn, ImageColumn, Listing, Source, Stored, Target
 from frontier.data.manifest import nearest
 from frontier.errors import UserError
 
@@ -85,6 +85,7 @@ def make_scene(seed: int, index: int, size: int, sensors: Sequence[str]) -> dict
         out["naip"] = render_naip(scene_stream(seed, index, 4), ground, spectra, view, relief)
     zone = int((lon + 180) // 6) % 60 + 1
     out |= {
+        "land": _commonest(ground.land),
         "time_start": _FIRST_DAY + day * _DAY + 10 * 3600,
         "lon": lon,
         "lat": lat,
@@ -98,6 +99,13 @@ def make_scene(seed: int, index: int, size: int, sensors: Sequence[str]) -> dict
     return out
 
 
+def _commonest(land: np.ndarray) -> np.ndarray:
+    """The class that most cells of a pixel have, the first of equals: uint8 [4 n, 4 n] to [n, n]."""
+    n = land.shape[0] // FINE
+    counts = [(land == use).reshape(n, FINE, n, FINE).sum((1, 3)) for use in range(len(CLASSES))]
+    return np.argmax(counts, axis=0).astype(np.uint8)
+
+
 class SceneSource(Source):
     """`count` generated scenes. See the module's text for the columns."""
 
@@ -108,9 +116,10 @@ class SceneSource(Source):
         seed: int = 0,
         size: int = 64,
         sensors: Sequence[str] = ("rgb",),
+        targets: bool = False,
         name: str | None = None,
     ) -> None:
-        """Raises `UserError` for a sensor, count, size or seed that cannot be."""
+        """`targets`: with the land use of every pixel, beside the class of the scene. Raises `UserError` for a sensor, count, size or seed that cannot be."""
         for sensor in sensors:
             if sensor not in SENSORS:
                 raise UserError(f"--sensors: no sensor {sensor!r}: {nearest(sensor, SENSORS)}")
@@ -140,6 +149,12 @@ class SceneSource(Source):
             ),
         }
         self.images = dict(every[sensor] for sensor in self.sensors)
+        if targets:
+            self.arrays = {"land": ArrayColumn((size, size), "uint8", "HW", "target")}
+            self.targets = {
+                "label": Target("classification", "label", CLASSES, missing=-1),
+                "land": Target("segmentation", "land", CLASSES, missing=255),
+            }
         self.columns = {
             "time_start": "int64",
             "lon": "float64",
@@ -160,6 +175,7 @@ class SceneSource(Source):
             "seed": self.seed,
             "size": self.size,
             "sensors": list(self.sensors),
+            **({"targets": True} if self.targets else {}),
         }
 
     def listing(self) -> Listing:
@@ -169,7 +185,10 @@ class SceneSource(Source):
         return Listing(ids, labels, ids, [""] * self.count, CLASSES, places=np.array(places))
 
     def load(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
-        out: dict[str, np.ndarray] = {name: np.empty((len(rows), *c.shape), c.dtype) for name, c in self.images.items()}
+        stored: dict[str, Stored] = {**self.images, **self.arrays}
+        out: dict[str, np.ndarray] = {
+            name: np.empty((len(rows), *column.shape), column.dtype) for name, column in stored.items()
+        }
         out |= {name: np.empty(len(rows), dtype) for name, dtype in self.columns.items()}
         for place, row in enumerate(rows):
             scene = make_scene(self.seed, int(row), self.size, self.sensors)

@@ -22,24 +22,27 @@ if TYPE_CHECKING:
     from data_prep.source import Source
     from data_prep.team import Team
 
-_FOR_SCENES = {"sensors": "--sensors", "size": "--size"}
+_FOR_SCENES = {"sensors": "--sensors", "targets": "--targets"}
 
 _FOR_ARCHIVES = {"reader": "--reader", "settings": "--set"} | {
     name: "--" + name.replace("_", "-")
     for name in ("image_size", "fit", "channels", "on_error", "gsd_m", "license", "citation")
 }
 
+_FLAGS = _FOR_SCENES | _FOR_ARCHIVES | {"size": "--size"}
+
 
 def add_write(verbs: Any) -> None:
     sub = verbs.add_parser(
         "write",
         help="write shards, or finish an interrupted write",
-        description="Write shards from an archive or from generated scenes. Run again after an interruption: only "
+        description="Write shards from an archive or from generated images. Run again after an interruption: only "
         "what is missing is written.",
     )
     source = sub.add_mutually_exclusive_group(required=True)
     source.add_argument("--from", dest="path", type=Path, metavar="PATH", help="what --reader reads")
     source.add_argument("--scenes", type=int, metavar="N", help="generate N labelled multi-sensor scenes")
+    source.add_argument("--fields", type=int, metavar="N", help="generate N images of fields with boundaries and areas")
     sub.add_argument("out", metavar="OUT", type=Path, help="directory to write")
     sub.add_argument("--name", help="name of the data set (default: the folder's)")
     sub.add_argument("--seed", type=int, default=0, help="seed of order, splits and scenes (default: %(default)s)")
@@ -108,12 +111,15 @@ def add_write(verbs: Any) -> None:
     reader.add_argument("--gsd-m", type=float, help="ground sampling distance in metres, recorded")
     reader.add_argument("--license", help="licence of the images, recorded")
     reader.add_argument("--citation", help="how to cite the images, recorded")
-    scenes = sub.add_argument_group("with --scenes")
+    scenes = sub.add_argument_group("with --scenes or --fields")
     scenes.add_argument(
         "--sensors",
-        help="comma-separated: rgb (column image), s2, s1, naip (default: rgb)",
+        help="of scenes, comma-separated: rgb (column image), s2, s1, naip (default: rgb)",
     )
-    scenes.add_argument("--size", type=int, help="side in pixels of 10 m (default: 64)")
+    scenes.add_argument(
+        "--targets", action="store_true", help="of scenes: also the land use of every pixel, to segment"
+    )
+    scenes.add_argument("--size", type=int, help="side in pixels of 10 m (default: scenes 64, fields 224)")
     sub.set_defaults(run=_write, open=_source)
 
 
@@ -225,6 +231,7 @@ def _until_asked_to_stop(team: Team) -> Iterator[None]:
 
 def _source(arguments: argparse.Namespace, team: Team) -> tuple[Source, PlanOptions]:
     """The source and the plan's options that the command line asks for."""
+    from data_prep.fields import FieldSource
     from data_prep.plan import PlanOptions
     from data_prep.scenes import SceneSource
     from data_prep.writer import check_target
@@ -238,19 +245,25 @@ def _source(arguments: argparse.Namespace, team: Team) -> tuple[Source, PlanOpti
         raise UserError(f"--gap-km {arguments.gap_km:g}: give a distance of 0 or more")
     if arguments.block_km is not None and arguments.split_by != "place":
         raise UserError("--block-km: has no effect without --split-by place")
-    other = _FOR_SCENES if arguments.path is not None else _FOR_ARCHIVES
-    for name, flag in other.items():
+    other = {} if arguments.path is not None else dict.fromkeys(_FOR_ARCHIVES, "--from")
+    other |= {} if arguments.scenes is not None else dict.fromkeys(_FOR_SCENES, "--scenes")
+    other |= {} if arguments.path is None else {"size": "--scenes or --fields"}
+    for name, needed in other.items():
         if getattr(arguments, name):
-            raise UserError(f"{flag}: has no effect without {'--scenes' if arguments.path is not None else '--from'}")
+            raise UserError(f"{_FLAGS[name]}: has no effect without {needed}")
     source: Source
     if arguments.path is not None:
         source = _archive(arguments, team)
+    elif arguments.fields is not None:
+        size = 224 if arguments.size is None else arguments.size
+        source = FieldSource(arguments.fields, seed=arguments.seed, size=size, name=arguments.name)
     else:
         source = SceneSource(
             arguments.scenes,
             seed=arguments.seed,
             size=64 if arguments.size is None else arguments.size,
             sensors=[sensor.strip() for sensor in (arguments.sensors or "rgb").split(",") if sensor.strip()],
+            targets=arguments.targets,
             name=arguments.name,
         )
     listing = source.listing()

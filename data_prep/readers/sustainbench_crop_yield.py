@@ -6,8 +6,8 @@ FOLDER/{usa,argentina,brazil}/{train,dev,test}_hists.npz     or FOLDER/soybeans/
 ```
 Every .npz holds one array `data`. Histograms lie there as [n, 32 bins, 32 steps, 9 bands] (seven of surface
 reflectance, two of surface temperature); here an input has the axes TCK: 32 steps, 9 bands, 32 bins. The dates of the
-steps are not published. A key is "region1_region2_year", such as "adair_ia_2005": the county (department, region) and
-the state (province, "brasil") that it is in.
+steps are not published: a sample's time is the calendar year of its key. A key is "region1_region2_year", such as
+"adair_ia_2005": the county (department, region) and the state (province, "brasil") that it is in.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from data_prep.readers._sustainbench import (
     look,
     make_reader,
     read_npz,
+    seconds,
     settle,
 )
 from data_prep.readers.registry import Request, Setting
@@ -97,7 +98,8 @@ def open_crop_yield(request: Request) -> TaskSource:
             )
         },
         arrays,
-        {"year": "int32", "region": REGION, "region_above": REGION, "yield_t_ha": "float64"},
+        {"year": "int32", "region": REGION, "region_above": REGION, "yield_t_ha": "float64"}
+        | {"time_start": "int64", "time_end": "int64"},
         {"yield": Target("regression", "yield_t_ha", units="t/ha", missing="nan", metric="rmse")},
     )
     notes = settled | {
@@ -154,7 +156,8 @@ def _values(path: str, row: int, key: str, year: int, tonnes: float) -> dict[str
         raise UserError(f"{path}_years.npz: year {row} is {year}, but its key is {key[:60]!r}: download it again")
     if max(len(region.encode()), len(above.encode())) > np.dtype(REGION).itemsize:
         raise UserError(f"{path}_keys.npz: key {row} is longer than {np.dtype(REGION).itemsize} bytes a region")
-    return {"year": year, "region": region.encode(), "region_above": above.encode(), "yield_t_ha": tonnes}
+    span = {"time_start": seconds(year), "time_end": seconds(year + 1) - 1}
+    return {"year": year, "region": region.encode(), "region_above": above.encode(), "yield_t_ha": tonnes} | span
 
 
 def _region(values: dict[str, Any]) -> bytes:

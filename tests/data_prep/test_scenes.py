@@ -121,6 +121,25 @@ def test_true_colour_is_the_satellites(scenes: list[dict[str, Any]]) -> None:
         assert np.abs(scene["image"] - expected).max() <= 1
 
 
+def test_the_land_of_every_pixel_is_a_target(scenes: list[dict[str, Any]]) -> None:
+    plain, source = SceneSource(64, seed=11), SceneSource(64, seed=11, targets=True)
+    assert "land" not in plain.load([0])
+    assert plain.describe().keys() < source.describe().keys()
+    assert {name: target.kind for name, target in source.targets.items()} == {
+        "label": "classification",
+        "land": "segmentation",
+    }
+    land = source.load(range(16))["land"]
+    assert land.shape == (16, 64, 64)
+    for index in range(16):
+        assert abs(np.mean(land[index] == scene_label(11, index)) - scenes[index]["label_fraction"]) < 0.02
+    chosen = [
+        s for s, label in zip(scenes, labels(64), strict=True) if CLASSES[label] == "water" and s["valid_fraction"] == 1
+    ]
+    for scene in chosen:
+        assert np.mean((scene["land"] == 0) == water_of_s2(scene)) > 0.9
+
+
 def test_seasons_green_the_fields() -> None:
     """Same place, July and January: vegetation is greener in summer, and the poles' seasons are opposite."""
     summer, winter = Season(190, 1.0), Season(10, 1.0)

@@ -65,6 +65,8 @@ def test_counties(folder: Path, tmp_path: Path) -> None:
             assert sample["split"] == name
             assert sample["yield_t_ha"] == row + 2.5
             assert sample["year"] == int(key[-4:])
+            span = [str(np.datetime64(int(sample[name]), "s")) for name in ("time_start", "time_end")]
+            assert span == [f"{key[-4:]}-01-01T00:00:00", f"{key[-4:]}-12-31T23:59:59"]
             assert (sample["ndvi"] == 0.25).all()
             for time, band, share in ((0, 0, 0), (5, 8, 31), (31, 3, 7)):
                 assert sample["histogram"][time, band, share] == np.float32(hists(split)[row, share, time, band])
@@ -79,7 +81,8 @@ def test_a_county_is_one_group_and_ndvi_may_be_absent(folder: Path) -> None:
     groups = source.listing().groups
     assert groups[0] == groups[1] == groups[3] == b"ia/adair"
     assert groups[2] != groups[0]
-    assert set(source.load([4])) == {"histogram", "year", "region", "region_above", "yield_t_ha"}
+    names = {"histogram", "year", "region", "region_above", "yield_t_ha", "time_start", "time_end"}
+    assert set(source.load([4])) == names
 
 
 def test_countries_and_completeness(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
