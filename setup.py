@@ -12,7 +12,7 @@ version = next(
 )
 
 renamed = {"frontier_profiling": "profiling", "frontier_jobs": "jobs"}
-packages = find_packages(include=["frontier", "frontier.*", "data_prep", "data_prep.*"])
+packages = find_packages(include=["frontier", "frontier.*", "data_prep", "data_prep.*", "gpna", "gpna.*"])
 packages += list(renamed)
 # profiling/ has no __init__.py, so its folders are listed by hand rather than found.
 packages += [
@@ -28,6 +28,7 @@ extras = {
     "geo": ["rasterio>=1.4", "pyproj>=3.6"],
     "energy": ["nvidia-ml-py>=12"],  # AMD: the amdsmi of the installed ROCm
     "hdf5": ["hdf5plugin>=5.0"],
+    "baselines": ["monai>=1.4"],  # the U-Net that segmentation is compared with
     "test": [
         "pytest>=8",
         "pytest-xdist>=3.6",
@@ -50,7 +51,16 @@ setup(
     packages=packages,
     package_dir=renamed,
     package_data={
-        "frontier_jobs": ["*.sh", "*.env", "configs/*.yaml", "sites/*.yaml", "sites/*.sh", "templates/*"],
+        "gpna": ["descriptors/*.yaml"],
+        "frontier_jobs": [
+            "*.sh",
+            "*.env",
+            "configs/*.yaml",
+            "configs/gpna_sustainbench/*.yaml",
+            "sites/*.yaml",
+            "sites/*.sh",
+            "templates/*",
+        ],
         "frontier_profiling": [
             *("report/*.j2", "report/*.css", "report/study/*.j2", "report/study/*.css", "report/study/*.js"),
             *("predict/*.yaml", "systems/*.yaml", "studies/*.yaml"),

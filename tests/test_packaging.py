@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-TOP_LEVEL = {"frontier", "data_prep", "frontier_jobs", "frontier_profiling"}
+TOP_LEVEL = {"frontier", "data_prep", "gpna", "frontier_jobs", "frontier_profiling"}
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,7 @@ def test_wheel_holds_these_names_only(wheel: Path) -> None:
         "frontier_jobs/sites/frontier.yaml",
         "frontier_jobs/sites/frontier.sh",
         "frontier_jobs/configs/mae_vit_3b.yaml",
+        "frontier_jobs/configs/gpna_sustainbench/_base.yaml",
         "frontier_profiling/report/run.html.j2",
         "frontier_profiling/report/report.css",
         "frontier_profiling/studies/weak_scaling.yaml",
