@@ -10,6 +10,11 @@ from collections.abc import Sequence
 VERBS: dict[str, tuple[str, str]] = {
     "pretrain": ("frontier.train.command:main", "pretrain a model from a config; resumes by itself"),
     "probe": ("frontier.probe.command:main", "evaluate a frozen encoder: linear, logistic, kNN, with baselines"),
+    "evaluate": ("gpna.evaluate:main", "measure every task of a run on a held-out split, with baselines; when to stop"),
+    "export": (
+        "frontier.export.command:main",
+        "write a checkpoint's weights for others to load: safetensors, hf, timm",
+    ),
     "doctor": ("frontier.doctor.command:main", "check node, ranks and environment; measure this machine for `plan`"),
     "plan": (
         "frontier_profiling.predict.command:main",

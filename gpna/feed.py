@@ -1,0 +1,126 @@
+"""The feed of the family: several sources, each with a fixed share of every global batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from frontier.config.load import Config
+from frontier.config.schema import DataConfig
+from frontier.data.feed import Stream, stream_seed
+from frontier.data.sampler import Sampler
+from frontier.errors import UserError
+from gpna.config import GPNASection
+from gpna.reader import GPNAReader
+from gpna.sources import OpenSource, open_source
+from gpna.targets import settle
+
+FIXED = ("split", "samples", "samples_seed", "per_batch", "block", "window")
+"""Of a source, what decides which samples make up a step."""
+
+
+@dataclass(frozen=True)
+class GPNAFeed:
+    """See `frontier.data.feed.Feed`."""
+
+    data: DataConfig
+    model: GPNASection
+    streams: list[Stream]
+    sources: dict[str, OpenSource]
+
+    def fixed(self) -> dict[str, Any]:
+        sources = self.data.sources or {}
+        found: dict[str, Any] = {"data.sources": list(sources)}
+        for name, section in sources.items():
+            prefix = f"data.sources.{name}."
+            found |= {prefix + key: getattr(section, key) for key in FIXED}
+            found[prefix + "inputs"] = list(section.inputs)
+            for column, given in section.inputs.items():
+                found |= {f"{prefix}inputs.{column}.{key}": value for key, value in given.spec.items()}
+        for name, task in self.model.tasks.items():
+            found |= {f"model.tasks.{name}.{key}": getattr(task, key, None) for key in ("source", "target")}
+        return found
+
+    def reader(self, device: torch.device, seed: int) -> GPNAReader:
+        return GPNAReader(self.model, self.sources, device, seed)
+
+
+def open_feed(config: Config, check: bool, samples: int | None) -> GPNAFeed:
+    """Open all sources, settle the tasks by their labels, and share out the global batch. Raises UserError."""
+    data, model = config.data, config.model
+    if data.sources is None:
+        raise UserError("model.family=gpna takes data.sources: write data: {sources: {NAME: {shards: FOLDER}}}")
+    unused = sorted({task.source for task in model.tasks.values()} - set(data.sources))
+    if unused:
+        raise UserError(f"model.tasks: no source '{unused[0]}': data.sources has {', '.join(data.sources)}")
+    opened = {
+        name: open_source(name, section, {t: task for t, task in model.tasks.items() if task.source == name}, check)
+        for name, section in data.sources.items()
+    }
+    idle = [name for name, source in opened.items() if not source.targets]
+    if idle and model.masked is None:
+        raise UserError(
+            f"data.sources.{idle[0]}: no task learns from it: name it in one of model.tasks, or leave it out"
+        )
+    sizes = {name: samples or len(source.shards) for name, source in opened.items()}
+    shares = share_out(config.train.global_batch, sizes, data)
+    streams, sections = [], {}
+    for name, source in opened.items():
+        section = source.section
+        stored = [source.shards.describe(column) for column in source.columns]
+        size = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in stored)
+        try:
+            seed = stream_seed(config.run.seed, name)
+            sampler = Sampler.plan(sizes[name], shares[name], seed, size, section.block, section.window)
+        except UserError as error:
+            raise UserError(
+                f"data.sources.{name}: {error}".replace("train.global_batch", "its share of the batch")
+            ) from None
+        streams.append(Stream(name, source.shards, sampler, source.columns))
+        sections[name] = source.resolved(shares[name], sampler)
+    tasks = {name: settle(name, task, opened[task.source]) for name, task in model.tasks.items()}
+    return GPNAFeed(
+        data.model_copy(update={"sources": sections}), model.model_copy(update={"tasks": tasks}), streams, opened
+    )
+
+
+def share_out(global_batch: int, sizes: dict[str, int], data: DataConfig) -> dict[str, int]:
+    """Samples of each source in a global batch: in proportion to its weight, in multiples of the granule, at least one.
+
+    Largest remainders; a function of the config and the sizes alone. Raises UserError where there are too few to go round.
+    """
+    sections: dict[str, Any] = data.sources or {}
+    given = {name: section.per_batch for name, section in sections.items()}
+    if any(given.values()):  # a resolved config
+        missing = [name for name, count in given.items() if count is None]
+        if missing:
+            raise UserError(
+                f"data.sources.{missing[0]}.per_batch is missing, other sources have it: give weight, or per_batch of every source"
+            )
+        if sum(given.values()) != global_batch:
+            raise UserError(
+                f"data.sources: per_batch adds up to {sum(given.values())}, train.global_batch is {global_batch}"
+            )
+        return given
+    granule = data.granule
+    if granule is None:
+        granule = next(
+            g for g in (8, 4, 2, 1) if global_batch % g == 0 and (global_batch // g >= len(sections) or g == 1)
+        )
+    if global_batch % granule or global_batch // granule < len(sections):
+        raise UserError(
+            f"train.global_batch={global_batch} has no {len(sections)} shares that are multiples of data.granule={granule}: "
+            f"choose a multiple of {granule} of at least {granule * len(sections)}"
+        )
+    weights = {name: section.weight or sizes[name] ** data.mixing for name, section in sections.items()}
+    units, total = global_batch // granule, sum(weights.values())
+    exact = {name: units * weight / total for name, weight in weights.items()}
+    found = {name: max(1, int(value)) for name, value in exact.items()}
+    while sum(found.values()) < units:  # of equals the first
+        found[max(found, key=lambda name: exact[name] - found[name])] += 1
+    while sum(found.values()) > units:
+        found[min((n for n in found if found[n] > 1), key=lambda name: exact[name] - found[name])] -= 1
+    return {name: count * granule for name, count in found.items()}
