@@ -1,6 +1,6 @@
 """`python -m tests.matrix`: the whole matrix and all pairs of stop-and-resume, as a Markdown table.
 
---ranks 1,2,4,8   --strategies full_shard,zero_2   --variants plain   --no-pairs   --out FOLDER   --shards FOLDER
+--family gpna   --ranks 1,2,4,8   --strategies full_shard,zero_2   --variants plain   --no-pairs   --out FOLDER
 """
 
 from __future__ import annotations
@@ -12,13 +12,28 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.conftest import run_frontier, write_images
-from tests.matrix.cells import FURTHER, RANKS, STOP, STRATEGIES, VARIANTS, Cell, matrix
+from tests.conftest import run_frontier, toy_config, write_images
+from tests.gpna.sets import small_config, write_both
+from tests.matrix.cells import FURTHER, RANKS, STEPS, STOP, STRATEGIES, VARIANTS, Cell, matrix
 from tests.matrix.run import TOLERANCE, Bench
+
+
+def toy_data(folder: Path) -> Path:
+    """The images of the tests as shards."""
+    write_images(folder / "images")
+    done = run_frontier("shards", "write", "--from", folder / "images", folder / "toy")
+    if done.returncode:
+        sys.exit(done.stderr)
+    return folder / "toy"
+
+
+FAMILIES = {"mae": (toy_data, toy_config, STEPS, STOP), "gpna": (write_both, small_config, 12, 5)}
+"""By family: what makes its data, its small run on them, its steps, and where the first side of a stop-and-resume ends."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=tuple(FAMILIES), default="mae")
     parser.add_argument("--ranks", default=",".join(map(str, RANKS)))
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
     parser.add_argument("--variants", default=",".join(VARIANTS))
@@ -29,11 +44,8 @@ def main() -> int:
     strategies = tuple(args.strategies.split(","))
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        write_images(Path(scratch) / "images")
-        done = run_frontier("shards", "write", "--from", Path(scratch) / "images", Path(scratch) / "toy")
-        if done.returncode:
-            sys.exit(done.stderr)
-        bench = Bench(args.out or Path(scratch) / "runs", Path(scratch) / "toy")
+        make_data, config, steps, stop = FAMILIES[args.family]
+        bench = Bench(args.out or Path(scratch) / "runs", make_data(Path(scratch)), config, steps, stop)
         bench.reference()
         variants = tuple(args.variants.split(","))
         cells = [c for c in matrix(ranks, strategies) if c.variant in variants or args.variants == ",".join(VARIANTS)]
@@ -77,7 +89,7 @@ def pair_table(bench: Bench, cells: list[Cell]) -> tuple[int, int]:
     names = bench.resume(pairs)
     found = {key: bench.difference(name) for key, name in names.items()}
     print(
-        f"\nStopped after step {STOP} on 2 ranks (rows), gone on under another strategy on 4 ranks (columns): largest relative difference of a loss.\n"
+        f"\nStopped after step {bench.stop} on 2 ranks (rows), gone on under another strategy on 4 ranks (columns): largest relative difference of a loss.\n"
     )
     print("| from \\ to | " + " | ".join(c.strategy for c in second) + " |")
     print("|---|" + "---|" * len(second))

@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
+from torch import Tensor
 
 from frontier.train.storage import read_tensors
 from tests.conftest import curve, read_jsonl, toy_config
@@ -38,14 +40,24 @@ class Bench:
 
     The reference is one rank, alone. Final weights are compared except the bias of the attention keys: softmax does not see it,
     its true gradient is 0, and AdamW scales what rounding leaves of it up to full steps.
+
+    `config`: (folder of the reference, the data) -> the small config. `steps`, `stop`: length of a run, and where the first
+    side of a stop-and-resume ends.
     """
 
-    def __init__(self, folder: Path, shards: Path) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        data: Path,
+        config: Callable[[Path, Path], dict[str, Any]] = toy_config,
+        steps: int = STEPS,
+        stop: int = STOP,
+    ) -> None:
+        self.folder, self.steps, self.stop = folder, steps, stop
         folder.mkdir(parents=True, exist_ok=True)
         self.config = folder / "toy.yaml"
-        settings = toy_config(folder / "reference", shards)
-        settings["train"]["steps"] = STEPS
+        settings = config(folder / "reference", data)
+        settings["train"]["steps"] = steps
         self.config.write_text(yaml.safe_dump(settings))
 
     def run(self, ranks: int, jobs: Iterable[tuple[str, tuple[str, ...]]], timeout: float = 3600) -> None:
@@ -75,43 +87,46 @@ class Bench:
         assert losses[-1] < losses[0] - 0.02, "the toy model does not learn, so equal curves would mean little"
 
     def cells(self, cells: Iterable[Cell]) -> None:
-        """Run the cells, all of one number of ranks in one set; each also saves at step `STOP`."""
+        """Run the cells, all of one number of ranks in one set; each also saves at step `stop`."""
         cells = list(cells)
         for ranks in sorted({cell.ranks for cell in cells}):
             mine = [c for c in cells if c.ranks == ranks]
             self.run(
-                ranks, [(c.name, (*c.overrides, f"checkpoint.every_steps={STOP}", "checkpoint.keep=9")) for c in mine]
+                ranks,
+                [(c.name, (*c.overrides, f"checkpoint.every_steps={self.stop}", "checkpoint.keep=9")) for c in mine],
             )
 
     def resume(self, pairs: Iterable[tuple[Cell, Cell]]) -> dict[tuple[str, str], str]:
-        """For each (first, second): go on under `second` from the checkpoint that `first` made at `STOP`. Returns names."""
+        """For each (first, second): go on under `second` from the checkpoint that `first` made at `stop`. Returns names."""
         names: dict[tuple[str, str], str] = {}
         jobs: dict[int, list[tuple[str, tuple[str, ...]]]] = {}
         for first, second in pairs:
             name = names[first.name, second.name] = f"{first.name}_to_{second.name}"
-            saved = f"checkpoints/step_{STOP:08d}"
+            saved = f"checkpoints/step_{self.stop:08d}"
             shutil.copytree(self.folder / first.name / saved, self.folder / name / saved, dirs_exist_ok=True)
             rows = (self.folder / first.name / "metrics.jsonl").read_text().splitlines(keepends=True)
-            (self.folder / name / "metrics.jsonl").write_text("".join(rows[:STOP]))
+            (self.folder / name / "metrics.jsonl").write_text("".join(rows[: self.stop]))
             jobs.setdefault(second.ranks, []).append((name, second.overrides))
         for ranks, listed in jobs.items():
             self.run(ranks, listed)
         for name in names.values():  # a run begun anew would show the same curve
-            assert [row["resumed_from"] for row in read_jsonl(self.folder / name / "starts.jsonl")] == [STOP]
+            assert [row["resumed_from"] for row in read_jsonl(self.folder / name / "starts.jsonl")] == [self.stop]
         return names
 
     def difference(self, name: str) -> Difference:
         """Of the run `name` from the reference."""
         ours, theirs = np.array(curve(self.folder / name)), np.array(curve(self.folder / "reference"))
-        assert len(ours) == len(theirs) == STEPS
-        checkpoint = f"checkpoints/step_{STEPS:08d}"
+        assert len(ours) == len(theirs) == self.steps
+        checkpoint = f"checkpoints/step_{self.steps:08d}"
         mine = read_tensors(self.folder / name / checkpoint, "model.")
         wanted = read_tensors(self.folder / "reference" / checkpoint, "model.")
         assert mine.keys() == wanted.keys()
-        worst = 0.0
-        for key, value in wanted.items():
-            other = mine[key]
-            if key.endswith("attn.qkv.bias"):  # rows are [heads, 3, head_dim]
-                value, other = (t.view(2, 3, -1)[:, [0, 2]] for t in (value, other))
-            worst = max(worst, float((value - other).abs().max()))
+        worst = max(float((seen(key, value) - seen(key, mine[key])).abs().max()) for key, value in wanted.items())
         return Difference(float(np.max(np.abs(ours - theirs) / theirs)), worst)
+
+
+def seen(name: str, value: Tensor) -> Tensor:
+    """What the loss sees of a parameter: all but the biases of keys."""
+    if name.endswith("attn.qkv.bias"):  # rows are [heads, 3, head_dim]
+        return value.view(2, 3, -1)[:, [0, 2]]
+    return value.view(2, -1)[1] if name.endswith(".kv.bias") else value
