@@ -51,6 +51,8 @@ class Case:
     data: str = "synthetic"
     ranks: int | None = None
     """Devices, where not all of the nodes' are used."""
+    given: Workload | None = None
+    """What a family says of a run's model, in place of a preset on images of `image_size` and `channels`."""
 
     def __post_init__(self) -> None:
         for name in ("nodes", "tensor", "micro_batch", "accumulation", "channels", "image_size"):
@@ -99,7 +101,7 @@ class Case:
 
     @property
     def work(self) -> Workload:
-        return workload(self.model, self.workload, self.image_size, self.channels, self.mask_ratio)
+        return self.given or workload(self.model, self.workload, self.image_size, self.channels, self.mask_ratio)
 
     @property
     def element_bytes(self) -> int:

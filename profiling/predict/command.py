@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from frontier.arguments import Parser
 from frontier.errors import EXIT_OK, UserError
+
+if TYPE_CHECKING:
+    from frontier.config.load import Config
+    from frontier.models.workload import Workload
 
 EPILOG = """All figures are predicted; the range covers nine of ten published points. The published study is reproduced by --as-published
 (FSDP1's memory and reductions); `frontier plan --errors` prints how far the predictor is from every published point, with each model and
@@ -49,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--config",
         metavar="CONFIG",
-        help="take model, image size, batch and parallel settings from a run's config; flags given beside it win",
+        help="take model, inputs, batch and parallel settings from a run's config (of gpna its data are opened: manifests and labels); flags given beside it win",
     )
     out.add_argument(
         "--as-published", action="store_true", help="the published study's engine, FSDP1, and DDP in float32"
@@ -81,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     from frontier_profiling.rows import Row, to_json
 
     given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
-    settings = from_config(args.config, given) if args.config else {}
+    settings, own = from_config(args.config, given) if args.config else ({}, None)
     for name, value in settings.items():
         setattr(args, name, value)
     if args.samples < 1 or args.top < 1:
@@ -98,6 +103,8 @@ def main(argv: Sequence[str]) -> int:
                 f"--ranks {args.ranks}: {nodes[0]} node(s) of {system.name} have {most} devices; give {least + 1} to {most}, or other --nodes"
             )
     refuse_idle(args, given, strategies)
+    if own is None:
+        refuse_families(models)
     rows: list[Row] = []
     said: list[dict[str, Any]] = []
     for model in models:
@@ -105,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
             base = Case(
                 model, system, n, "no_shard", 1 if args.tensor is None else args.tensor, args.micro_batch, 1, args.precision, args.activation_checkpointing,
                 args.prefetch, args.image_size, args.channels, args.mask_ratio, args.workload,
-                "fsdp1" if args.as_published else "fsdp2", args.offload, args.samples, ranks=args.ranks,
+                "fsdp1" if args.as_published else "fsdp2", args.offload, args.samples, ranks=args.ranks, given=own and own.work,
             )  # fmt: skip
             base = with_global_batch(base, args.global_batch)
             if strategies == ["auto"]:
@@ -120,6 +127,9 @@ def main(argv: Sequence[str]) -> int:
             for word in strategies:
                 precision = "fp32" if args.as_published and word == "ddp" else base.precision
                 rows.append(predict(base.but(strategy=word, precision=precision)))
+    if own is not None:
+        for row in rows:
+            row.notes += own.shares(row.mesh["replicate"] * row.mesh["shard"], row.accumulation)
     if args.check_memory:
         from frontier_profiling.predict.second_opinion import check
 
@@ -175,18 +185,37 @@ def with_global_batch(case: Any, global_batch: int | None) -> Any:
     return case.but(micro_batch=batch.micro_batch, accumulation=batch.accumulation)
 
 
-def from_config(path: str, given: set[str]) -> dict[str, Any]:
-    """Settings of a run's config under the names of the flags, without those `given` on the command line.
+@dataclass(frozen=True)
+class OwnWork:
+    """What a run's family says of its model, and the streams of its data."""
+
+    work: Workload
+    streams: Sequence[Any]
+
+    def shares(self, data_ranks: int, turns: int) -> list[str]:
+        """A note where the sources' shares of the batch do not fall equally on ranks and micro-batches."""
+        from frontier.data.feed import check_turns
+
+        try:
+            check_turns(self.streams, data_ranks, turns)
+        except UserError as error:
+            return [f"refused as it is: {error}"]
+        return []
+
+
+def from_config(path: str, given: set[str]) -> tuple[dict[str, Any], OwnWork | None]:
+    """(settings of a run's config under the names of the flags, without those `given` on the command line; what its family says of it, where
+    the predictor has no presets of it).
 
     Raises:
-        UserError: a config of another family, or with sizes that no preset has.
+        UserError: a config of a family that the predictor does not know, or with sizes that no preset has.
     """
     from frontier.config.load import load_config
     from frontier.models.presets import get_decoder, get_shape
 
     config = load_config(path)
     if config.model.family != "mae":
-        raise UserError(f"{path}: model.family={config.model.family} is not in the predictor, only mae is")
+        return of_family(path, config, given)
     maths: Any = config.model
     own = [
         name for name in ("width", "depth", "heads", "mlp_hidden", "mlp", "patch") if getattr(maths, name) is not None
@@ -203,7 +232,51 @@ def from_config(path: str, given: set[str]) -> dict[str, Any]:
             f"{path}: model.{own[0]} differs from the preset {maths.preset}: the predictor knows presets only; `frontier pretrain {path} --dry-run` tells this run's memory"
         )
     settings = {
-        "model": maths.preset, "workload": "mae", "mask_ratio": maths.mask_ratio, "image_size": config.data.image_size or 224,
+        "model": maths.preset,
+        "workload": "mae",
+        "mask_ratio": maths.mask_ratio,
+        "image_size": config.data.image_size or 224,
+        **run_settings(config),
+    }
+    return {name: value for name, value in settings.items() if name not in given}, None
+
+
+def of_family(path: str, config: Config, given: set[str]) -> tuple[dict[str, Any], OwnWork]:
+    """As `from_config`, of a config whose data say what its model looks like: manifests and labels are read."""
+    import torch
+
+    from frontier.models.registry import family
+
+    chosen = family(config.model.family)
+    if chosen.workload is None:
+        raise UserError(f"{path}: model.family={config.model.family} is not in the predictor")
+    for name in ("model", "workload", "image_size", "channels", "mask_ratio", "as_published", "check_memory"):
+        if name in given:
+            word = name.replace("_", "-")
+            raise UserError(f"--{word} says nothing of {path}, a config of model.family={chosen.name}: leave it out")
+    feed = chosen.feed(config, False, None)
+    resolved = replace(config, data=feed.data, model=feed.model)
+    with torch.device("meta"):
+        module = chosen.build(resolved.model, chosen.shape(resolved))
+    settings = {"model": feed.model.preset, "workload": chosen.name, **run_settings(config)}
+    own = OwnWork(chosen.workload(module), feed.streams)
+    return {name: value for name, value in settings.items() if name not in given}, own
+
+
+def refuse_families(models: Sequence[str]) -> None:
+    """Raises UserError for a model of a family without presets of its own cost."""
+    from frontier.models.presets import PRESETS
+
+    for model in models:
+        if model not in PRESETS and model.split("_")[0] == "gpna":
+            raise UserError(
+                f"--model {model}: what a gpna model costs depends on its inputs and tasks: give the --config of a run"
+            )
+
+
+def run_settings(config: Config) -> dict[str, Any]:
+    """Flags that every family's config tells."""
+    settings = {
         "strategy": config.parallel.strategy, "tensor": config.parallel.tensor, "precision": config.parallel.precision,
         "activation_checkpointing": config.parallel.activation_checkpointing, "prefetch": config.parallel.prefetch,
         "offload": config.parallel.offload, "global_batch": config.train.global_batch,
@@ -211,7 +284,7 @@ def from_config(path: str, given: set[str]) -> dict[str, Any]:
     }  # fmt: skip
     if config.train.samples or config.train.steps:
         settings["samples"] = config.train.samples or config.train.steps * config.train.global_batch  # type: ignore[operator]
-    return {name: value for name, value in settings.items() if name not in given}
+    return settings
 
 
 def print_errors(as_json: bool) -> int:

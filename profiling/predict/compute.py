@@ -52,13 +52,14 @@ def compute(case: Case, c: Constants) -> Compute:
     rate = device.peak_tflops[case.precision] * 1e12 * c.product_efficiency(case.precision)
     rate *= c.tensor_products ** math.log2(case.tensor)
     bandwidth = device.memory_gb_per_s * 1e9 * c.memory_efficiency
-    # Outside the blocks nothing is recomputed, and the embedding's input needs no gradient.
-    outside_s = images * work.outside_flops * 2.5 / rate
+    # Outside the blocks nothing is recomputed.
+    outside_s = images * work.outside_flops * work.outside_passes / rate
+    moved_s = images * work.outside_moved * case.element_bytes / bandwidth
     product_s, element_s = blocks_s(
         case.system, work.stacks, images, case.precision, products, elementwise, rate, bandwidth
     )
     more = whole_over_parts(case.system, case.precision, rate, bandwidth)
-    product_s, element_s = product_s * more + outside_s, element_s * more
+    product_s, element_s = product_s * more + outside_s, element_s * more + moved_s
     launch_s = times * work.blocks * host * c.launch_s * (1 + c.tensor_launch * (case.tensor > 1))
     own = work.parameters / dims.shard / dims.tensor
     measured = case.system.constant("optimizer_gb_per_s")

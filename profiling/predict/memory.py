@@ -56,6 +56,9 @@ def phases(case: Case) -> list[Phase]:
     before, between, after = (float(values * batch * el) for values in work.outside_values)
     alive = before
     out: list[Phase] = []
+    entering, leaving = (float(values * batch * el) for values in work.before_working)
+    if entering:
+        out.append(Phase("forward", ROOT, 0.0, before + entering))
     held: list[_Block] = []
     for number, stack in enumerate(units):
         last = number + 1 == len(units) or units[number + 1] is not stack
@@ -67,8 +70,17 @@ def phases(case: Case) -> list[Phase]:
         held.append(block)
     # The loss: targets are normalised and differences squared out of place. 1.9 and 2.2: of what the pass on meta holds there in bf16
     # and float32; tests/profiling/predict/test_memory.py sets the whole against it.
-    loss = work.loss_values * batch * 4
-    out.append(Phase("forward", ROOT, alive, alive + after + (1.9 if el == 2 else 2.2) * loss))
+    loss = (1.9 if el == 2 else 2.2) * work.loss_values * batch * 4
+    # A head's rows are kept where they fit in one chunk; else each chunk is computed again.
+    sizes = [(rows * batch, min(rows * batch, most), values) for rows, most, values in work.rows]
+    after += sum(float(all_rows * values * el) for all_rows, most, values in sizes if all_rows == most)
+    chunk = max((float(most * values * el) for all_rows, most, values in sizes if all_rows > most), default=0.0)
+    first = float(work.after_first * batch * el)
+    out.append(Phase("forward", ROOT, alive, alive + loss + max(after, after - first + chunk)))
+    if work.after_working:
+        # A chunk is computed again when what came after it is gone, with a fifth more of gradients in flight.
+        most = alive + loss + max(after, after - first + 1.2 * chunk) + work.after_working * batch * el
+        out.append(Phase("backward", ROOT, alive + after + loss, most))
     for number in reversed(range(len(units))):
         block, stack = held[number], units[number]
         if number + 1 < len(units) and units[number + 1] is not stack:
@@ -78,7 +90,10 @@ def phases(case: Case) -> list[Phase]:
         out.append(Phase("backward", number, alive, alive + most))
         alive -= block.stays
         out.append(Phase("reduce", number, alive + own, alive + own))
-    out.append(Phase("reduce", ROOT, work.root_parameters * el, work.root_parameters * el))
+    root = float(work.root_parameters * el)
+    if leaving:
+        out.append(Phase("backward", ROOT, alive, alive + leaving + (root if stay else 0.0)))
+    out.append(Phase("reduce", ROOT, root, root))
     return out
 
 

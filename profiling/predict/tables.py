@@ -23,13 +23,13 @@ def plan_lines(rows: Sequence[Row], said: Sequence[dict[str, Any]], top: int) ->
             gain = 100 * (best.images_per_s / winner.images_per_s - 1)
             out.append(
                 f"  with micro-batch and checkpointing free as well: {name_of(best)}, checkpointing {best.activation_checkpointing}, "
-                f"micro-batch {best.micro_batch} x {best.accumulation}: {best.images_per_s:,.0f} images/s ({gain:+.0f} %), "
+                f"micro-batch {best.micro_batch} x {best.accumulation}: {best.images_per_s:,.0f} {noun(best)}s/s ({gain:+.0f} %), "
                 f"{best.memory_gib['peak']:.1f} of {best.memory_limit_gib:g} GiB{near(best)}"
             )
         elif not winner.fits and best.fits:
             out.append(
                 f"  what fits: {name_of(best)}, checkpointing {best.activation_checkpointing}, micro-batch {best.micro_batch} x "
-                f"{best.accumulation}: {best.images_per_s:,.0f} images/s, {best.memory_gib['peak']:.1f} of {best.memory_limit_gib:g} GiB{near(best)}"
+                f"{best.accumulation}: {best.images_per_s:,.0f} {noun(best)}s/s, {best.memory_gib['peak']:.1f} of {best.memory_limit_gib:g} GiB{near(best)}"
             )
     if len(said) == 1 and said[0]["winner"].fits:
         out += ["", f"{name_of(said[0]['winner'])} in full:", *one_row(said[0]["winner"])]
@@ -49,18 +49,26 @@ def settings_line(rows: Sequence[Row]) -> str:
         return ", ".join(dict.fromkeys(map(str, values)))
 
     tokens = each(r.tokens for r in rows)
-    work = "the encoder on all tokens" if row.workload == "vit" else "masked pretraining (encoder tokens"
-    work = f"{work} ({tokens}" if row.workload == "vit" else f"{work} {tokens}"
+    work = {
+        "vit": f"the encoder on all tokens ({tokens} of {row.image_size} px)",
+        "mae": f"masked pretraining (encoder tokens {tokens} of {row.image_size} px)",
+    }.get(row.workload, f"{row.workload} on the config's inputs ({tokens} latents, a mean over the sources)")
     batch = each(f"{r.micro_batch} x {r.accumulation}" for r in rows)
     engine = "the published study's FSDP1" if row.engine == "fsdp1" else "this engine (FSDP2)"
     return (
-        f"predicted for {row.system}: {work} of {row.image_size} px), {each(r.precision for r in rows)}, "
+        f"predicted for {row.system}: {work}, {each(r.precision for r in rows)}, "
         f"checkpointing {row.activation_checkpointing}, micro-batch {batch}, {engine}"
     )
 
 
+def noun(row: Row) -> str:
+    """What a sample is called."""
+    return "image" if row.workload in ("vit", "mae") else "sample"
+
+
 def table(rows: Sequence[Row], top: int) -> list[str]:
-    head = f"{'model':10}{'nodes':>6}{'devices':>9}  {'strategy':25}{'GiB':>7}{'step s':>9}{'images/s':>11}{'range':>17}{'MFU':>6}{'waits':>7}{'kW':>8}{'J/image':>9}{'node-h':>10}  limit"
+    what = noun(rows[0])
+    head = f"{'model':10}{'nodes':>6}{'devices':>9}  {'strategy':25}{'GiB':>7}{'step s':>9}{what + 's/s':>11}{'range':>17}{'MFU':>6}{'waits':>7}{'kW':>8}{'J/' + what:>9}{'node-h':>10}  limit"
     out = [head, "-" * len(head)]
     shown: dict[tuple[str, int], int] = {}
     for row in rows:
@@ -124,13 +132,13 @@ def one_row(row: Row) -> list[str]:
             f"    (all gathers {row.step_parts_s['gather']:.3f} s, all reductions {row.step_parts_s['reduce']:.3f} s; what is not exposed is hidden behind computing)"
         )
         out.append(
-            f"  rate        {row.images_per_s:,.1f} images/s, {row.tflops_per_device:.1f} TFLOP/s a device, MFU {100 * row.mfu:.1f} %, HFU {100 * row.hfu:.1f} % of {row.peak_tflops:g}"
+            f"  rate        {row.images_per_s:,.1f} {noun(row)}s/s, {row.tflops_per_device:.1f} TFLOP/s a device, MFU {100 * row.mfu:.1f} %, HFU {100 * row.hfu:.1f} % of {row.peak_tflops:g}"
         )
         if row.power_w is not None:
-            out.append(f"  power       {row.power_w / 1e3:.1f} kW, {row.joules_per_image:.1f} J/image")
+            out.append(f"  power       {row.power_w / 1e3:.1f} kW, {row.joules_per_image:.1f} J/{noun(row)}")
         else:
             out.append("  power       unknown: the system's file lacks idle or busy power")
         if row.node_hours is not None:
-            out.append(f"  cost        {row.node_hours:,.1f} node-hours for {row.samples:,} images")
+            out.append(f"  cost        {row.node_hours:,.1f} node-hours for {row.samples:,} {noun(row)}s")
         out.append(f"  limit       {row.limit}")
     return [*out, *(f"  note        {note}" for note in row.notes)]
