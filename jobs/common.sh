@@ -86,6 +86,8 @@ check_devices() {
 }
 
 check_shards() {
+  [ -z "$FRONTIER_SHARDS" ] || ! grep -q '^ *sources:' "$config" 2>/dev/null ||
+    fail "FRONTIER_SHARDS=$FRONTIER_SHARDS: $config has several sources: name their folders by FRONTIER_OVERRIDES='data.sources.NAME.shards=FOLDER'"
   [ -z "$FRONTIER_SHARDS" ] || [ -f "$FRONTIER_SHARDS/manifest.json" ] ||
     fail "FRONTIER_SHARDS=$FRONTIER_SHARDS has no manifest.json: write the shards first (jobs/write_shards.sh), or name another folder"
 }
@@ -229,6 +231,14 @@ on_this_machine() { # without a scheduler: this machine's devices; without any t
   ranks_per_node=${FRONTIER_RANKS_PER_NODE:-$devices}
   [ "$ranks_per_node" = 0 ] || return 0
   ranks_per_node=2
+  if grep -q '^ *family: gpna' "$config"; then # its sources are not those of this machine: the small run on generated ones
+    config=$jobs_folder/configs/gpna_debug.yaml
+    say "no scheduler and no GPU: the same path with $config, 20 steps on 2 CPU ranks"
+    [ -f shards/gpna_scenes/manifest.json ] || "${python[@]}" -m frontier shards write --scenes 640 --sensors s2,s1 --targets --seed 0 --workers 2 shards/gpna_scenes
+    [ -f shards/gpna_fields/manifest.json ] || "${python[@]}" -m frontier shards write --fields 640 --size 32 --test-fraction 0.2 --seed 0 shards/gpna_fields
+    words+=(train.epochs=null train.steps=20)
+    return 0
+  fi
   FRONTIER_SHARDS=${FRONTIER_SHARDS:-shards/scenes}
   say "no scheduler and no GPU: the same path with preset vit_debug on $ranks_per_node CPU ranks and the data in $FRONTIER_SHARDS"
   [ -f "$FRONTIER_SHARDS/manifest.json" ] || "${python[@]}" -m frontier shards write --scenes 2400 --sensors rgb --seed 0 "$FRONTIER_SHARDS"

@@ -11,12 +11,26 @@ import yaml
 
 from frontier.submit.site import load_site
 from tests.conftest import ROOT, curve, read_jsonl, run_frontier
+from tests.gpna.runs import image_set, series_set
 from tests.profiling.sweep.fakes import status, statuses
 from tests.slurm.cluster import Cluster, until
 from tests.slurm.jobs import SMALL, log, sbatch, starts
 from tests.slurm.test_sweep import DDP, FULL, HYBRID, STAND_IN, await_tasks, toy
 
-SCRIPTS = ("pretrain_3b.sh", "pretrain_15b.sh", "write_shards.sh", "probe.sh", "scaling_study.sh")
+SCRIPTS = (
+    "pretrain_3b.sh",
+    "pretrain_15b.sh",
+    "gpna_pretrain.sh",
+    "gpna_tasks.sh",
+    "write_shards.sh",
+    "probe.sh",
+    "scaling_study.sh",
+)
+GPNA = (
+    "model.preset=gpna_debug data.granule=4 data.workers=1 parallel.strategy=full_shard parallel.precision=fp32 parallel.timeout_s=120 "
+    "train.epochs=null train.samples=null train.global_batch=16 train.micro_batch=null checkpoint.every_steps=1000 log.every_steps=50"
+)
+"""The gpna configurations at a size for two cores."""
 SCENES = "--scenes 96 --size 32 --samples-per-shard 8"
 
 
@@ -55,6 +69,36 @@ def test_from_scenes_to_a_probe_as_a_chain(tmp_path: Path, cluster: Cluster) -> 
     rows = json.loads((run / "probe.json").read_text())
     assert {row["encoder"] for row in rows} == {"pretrained", "random", "colour_texture"} and rows[0]["step"] == 10
     assert f"rows in {run / 'probe.json'}" in log(tmp_path)
+
+
+def test_several_sources_and_then_their_tasks(tmp_path: Path, cluster: Cluster) -> None:
+    """jobs/gpna_pretrain.sh on two nodes, and jobs/gpna_tasks.sh that waits for it and begins with its weights."""
+    images, series = image_set(tmp_path / "images"), series_set(tmp_path / "series")
+    env = {"FRONTIER_RANKS_PER_NODE": "1"}
+    folders = {"scenes": images, "pairs": image_set(tmp_path / "pairs", bands=2), "places": series}
+    words = " ".join([GPNA, "train.steps=6", *(f"data.sources.{name}.shards={path}" for name, path in folders.items())])
+    pretrain = {**env, "FRONTIER_RUN": str(tmp_path / "pretrained"), "FRONTIER_OVERRIDES": words}
+    job = sbatch(cluster, "gpna_pretrain.sh", tmp_path, "-N2", **pretrain)
+    targets = {"wealth": "dry", "education": "dry", "water": "dry", "kiln": "label", "boundary": "land", "area": "land"}
+    folders = {"places": images, "kilns": images, "fields": images}
+    words = " ".join(
+        [
+            GPNA,
+            f"train.steps=6 train.start_from={tmp_path / 'pretrained'}",
+            *(f"data.sources.{name}.shards={path}" for name, path in folders.items()),
+            *(f"model.tasks.{name}.target={column}" for name, column in targets.items()),
+            "model.tasks.boundary.train_pixels=8 model.tasks.area.train_pixels=8",
+        ]
+    )
+    tuning = {**env, "FRONTIER_RUN": str(tmp_path / "tasks"), "FRONTIER_OVERRIDES": words}
+    then = sbatch(cluster, "gpna_tasks.sh", tmp_path, "-N2", f"--dependency=afterok:{job}", **tuning)
+    assert cluster.wait(then) == "COMPLETED", log(tmp_path)
+    assert cluster.state(job) == "COMPLETED"
+    for run in ("pretrained", "tasks"):
+        assert len(curve(tmp_path / run)) == 6
+        assert [(start["nodes"], start["world_size"]) for start in starts(tmp_path / run)] == [(2, 2)]
+    assert starts(tmp_path / "tasks")[0]["start_from"].startswith(str(tmp_path / "pretrained"))
+    assert set(read_jsonl(tmp_path / "tasks" / "metrics.jsonl")[0]) >= {f"loss_{name}" for name in targets}
 
 
 # MPICH 5 and the PMI-2 server of Slurm 22.05 now and then misread each other's addresses ("invalid client request"), and the job hangs.
