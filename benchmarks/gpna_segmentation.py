@@ -2,6 +2,7 @@
 
     python benchmarks/gpna_segmentation.py PICTURES [--work FOLDER] [--seeds 3]
 
+Pictures of the head alone (head_alone.png): label, then axis, first, half_plane with 8 latents an image, then with 16.
 Generates fields, trains jobs/configs/gpna_fields.yaml with region axis (Eq. 2), first (Eq. 4) and half_plane, everything else equal, fits the
 baselines on the same shards, and writes benchmarks/results/gpna_segmentation.md and pictures (image, label, one column a region, U-Net) into PICTURES.
 """
@@ -26,6 +27,52 @@ RESULTS = ROOT / "benchmarks" / "results" / "gpna_segmentation.md"
 REGIONS = ("axis", "first", "half_plane")
 TASKS = ("boundary", "area")
 SHOWN = 8
+
+
+def held(
+    region: str, latents: int, seed: int, share: float = 1.0, images: int = 16, size: int = 32, steps: int = 240
+) -> dict[str, Any]:
+    """What a few latents can hold: the boundary head on free latents of each image, without an encoder.
+
+    The latents of `images` images and one head are fitted to a random `share` of the pixels; `dice` is of the others, or of all where all are shown.
+    """
+    import torch
+    from pydantic import TypeAdapter
+
+    from data_prep.fields import make_fields
+    from frontier.models.init import initialise
+    from gpna import metrics
+    from gpna.head_sections import TaskUnion
+    from gpna.heads import build_head
+
+    labels = torch.tensor(
+        np.stack([make_fields(1, seed * images + index, size)["boundary"] for index in range(images)])
+    )
+    settings = {"head": "segmentation", "source": "fields", "target": "boundary", "size": size, "classes": 2}
+    settings |= {"features": 128, "highest": 6, "region": region, "loss": "both"}
+    head = build_head(TypeAdapter(TaskUnion).validate_python(settings), 48)
+    initialise(head, seed)
+    draw = torch.Generator().manual_seed(seed)
+    free = torch.randn(images, latents, 48, generator=draw).requires_grad_()
+    shown = torch.rand(images, size * size, generator=draw).argsort(1)[:, : round(size * size * share)]
+    optimizer = torch.optim.Adam([*head.parameters(), free], lr=4e-3)
+    for _ in range(steps):
+        pixels = shown.gather(1, torch.randint(0, shown.shape[1], (images, 256), generator=draw))
+        loss = head.loss(head(free, pixels), labels.flatten(1).gather(1, pixels)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        probability = head.predict(head(free))[:, 1].numpy()
+    judged = labels if share == 1 else labels.flatten(1).scatter(1, shown, 255).view_as(labels)
+    counts = metrics.segmentation_counts(probability > 0.5, judged, 2)
+    dice = metrics.segmentation(counts, resamples=0)["dice"]
+    return {
+        "dice": dice,
+        "probability": probability,
+        "labels": labels.numpy(),
+        "striped": stripes(probability) - stripes(labels.numpy()),
+    }
 
 
 def make_shards(folder: Path, count: int, size: int) -> Path:
@@ -100,8 +147,6 @@ def baseline_rows(shards: Path, kept: Path, seed: int, steps: int) -> dict[str, 
 
 def picture(path: Path, shards: Path, task: str, runs: Mapping[str, Mapping[str, Any]]) -> None:
     """A PNG: one row an image, columns image, label, probability of each region (as it is, and its answer at 1/2)."""
-    from PIL import Image
-
     from frontier.data.shards import ShardSet
 
     labels = next(iter(runs.values()))[task]["labels"]
@@ -116,9 +161,7 @@ def picture(path: Path, shards: Path, task: str, runs: Mapping[str, Mapping[str,
             maps += [given[task]["probability"][place], given[task]["probability"][place] > 0.5]
         cells = [image, *(np.repeat((np.asarray(one, float) * 255).astype(np.uint8)[..., None], 3, -1) for one in maps)]
         rows.append(np.concatenate([np.pad(cell, ((1, 1), (1, 1), (0, 0)), constant_values=128) for cell in cells], 1))
-    grid = np.concatenate(rows, 0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid).resize((grid.shape[1] * 3, grid.shape[0] * 3), Image.Resampling.NEAREST).save(path)
+    save(path, np.concatenate(rows, 0))
 
 
 def table(
@@ -150,6 +193,46 @@ def table(
     return lines
 
 
+def alone(seeds: int, pictures: Path) -> list[str]:
+    """Table and picture of `held`."""
+    lines = [
+        "## The head alone",
+        "",
+        f"Free latents of 16 images (width 48) and one boundary head (128 columns, 6 cycles), 240 steps, {seeds} draws of images and weights. Dice of all pixels, all shown;",
+        "and of the other half of the pixels, half shown.",
+        "",
+        "| latents an image | region | all shown | less axis | striped | half shown | less axis | striped |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    shown: dict[str, dict[str, Any]] = {}
+    for latents in (8, 16):
+        axis: dict[float, list[float]] = {}
+        for region in REGIONS:
+            cells = []
+            for share in (1.0, 0.5):
+                runs = [held(region, latents, seed, share) for seed in range(seeds)]
+                if share == 0.5:
+                    shown[f"{region}_{latents}"] = runs[0]
+                dice = [one["dice"] for one in runs]
+                first = axis.setdefault(share, dice)
+                gain = "" if first is dice else told([a - b for a, b in zip(dice, first, strict=True)])
+                cells += [told(dice), gain, f"{np.mean([one['striped'] for one in runs]):+.3f}"]
+            lines.append(f"| {latents} | {region} | {' | '.join(cells)} |")
+    rows = []
+    for place in range(SHOWN):
+        maps = [shown["axis_8"]["labels"][place], *(one["probability"][place] for one in shown.values())]
+        rows.append(np.concatenate([np.pad(np.asarray(one, float), 1, constant_values=0.5) for one in maps], 1))
+    save(pictures / "head_alone.png", np.repeat((np.concatenate(rows) * 255).astype(np.uint8)[..., None], 3, -1))
+    return [*lines, ""]
+
+
+def save(path: Path, grid: np.ndarray) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(grid).resize((grid.shape[1] * 3, grid.shape[0] * 3), Image.Resampling.NEAREST).save(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", type=Path)
@@ -161,6 +244,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2400)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--unet-steps", type=int, default=300, help="0: no baselines")
+    parser.add_argument("--alone", type=int, default=5, help="draws of the head alone; 0: none")
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="changes to the config, of all runs")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
@@ -190,7 +274,7 @@ def main() -> None:
             f"{' with ' + ' '.join(given.set) if given.set else ''}, {parameters:,} parameters, {len(given.seeds)} seeds. Striped: share of the probabilities' detail "
             "that runs along whole rows or columns, less that of the labels."
         )
-        lines = table(runs, rows, head)
+        lines = table(runs, rows, head) + (alone(given.alone, given.pictures) if given.alone else [])
         print("\n".join(lines))
         given.out.write_text("\n".join(lines) + "\n")
 
