@@ -35,6 +35,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "config.yaml"
 
 
+@pytest.mark.slow  # two minutes on a busy machine
 def test_stopped_killed_stopped_again_and_brought_to_its_end(config: Path) -> None:
     """SIGUSR1 to one rank -> 85; kill -9 of a rank; a STOP file -> 85 and stays stopped; then the end, bit by bit the same."""
     undisturbed, run = Run(config, config.parent / "whole", 2), Run(config, config.parent / "broken", 2)

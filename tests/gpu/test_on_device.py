@@ -80,3 +80,25 @@ def test_pretraining_in_both_precisions(toy: Path, tmp_path: Path) -> None:
         assert read_jsonl(run / "starts.jsonl")[0]["device_type"] == "cuda"
         assert read_jsonl(run / "metrics.jsonl")[-1]["memory_kind"] == "device_peak"
     np.testing.assert_allclose(curve(tmp_path / "bf16"), curve(tmp_path / "fp32"), rtol=2e-2)
+
+
+def test_gpna_trains_as_on_the_cpu(tmp_path: Path) -> None:
+    """Several sources, clusters, hidden tokens and maps: the first losses are the CPU's, and bf16 learns."""
+    import yaml
+
+    from tests.gpna.toys import toy_values, write_scenes, write_series
+
+    values = toy_values(write_scenes(tmp_path / "scenes"), write_series(tmp_path / "series"), tmp_path / "run")
+    config = tmp_path / "gpna.yaml"
+    config.write_text(yaml.safe_dump(values))
+    curves = {}
+    for name, words in (
+        ("cpu", ["run.device=cpu"]),
+        ("cuda", ["run.device=cuda"]),
+        ("bf16", ["run.device=cuda", "parallel.precision=bf16", "train.steps=30"]),
+    ):
+        done = run_frontier("pretrain", config, f"run.dir={tmp_path / name}", *words)
+        assert done.returncode == 0, done.stderr
+        curves[name] = curve(tmp_path / name)
+    np.testing.assert_allclose(curves["cuda"], curves["cpu"], rtol=1e-3)
+    assert curves["bf16"][-1] < curves["bf16"][0]
