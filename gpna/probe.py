@@ -19,7 +19,7 @@ from frontier.probe.images import stored_images
 from frontier.probe.subject import Ask, Subject, labels_of
 from gpna.model import GPNA
 from gpna.predict import open_split
-from gpna.reader import GPNAReader, complete
+from gpna.reader import GPNAReader
 from gpna.sources import OpenSource
 from gpna.tokenizer import arranged
 
@@ -92,7 +92,7 @@ def baseline(source: OpenSource, reader: GPNAReader) -> tuple[str, FeatureFuncti
         found = []
         for column, spec in specs.items():
             values, there = placed.values[column], placed.pixels[column]
-            if there is None and not complete(stored.columns, reader.normalisers[source.name][column]):
+            if there is None and reader.normalisers[source.name][column].there(stored.columns) is not None:
                 there = torch.ones_like(values, dtype=torch.bool)
             # [B, bands, all that a band has].
             flat = [arranged(x, spec).transpose(1, 2).flatten(2).numpy() for x in (values, there) if x is not None]

@@ -84,7 +84,8 @@ class GPNAReader:
         for column, spec in source.inputs.items():
             normaliser = self.normalisers[source.name][column]
             values[column] = normaliser(columns)
-            there = pixels_there(columns, normaliser)
+            there = normaliser.there(columns)
+            there = None if there is None or bool(there.all()) else there
             tokens[column] = None if there is None else tokens_there(there, spec)
             pixels[column] = None if there is None else there.to(self.device)
             time[column] = self._time(source, columns, column, spec, len(members)).to(self.device)
@@ -245,33 +246,6 @@ def normaliser_of(source: OpenSource, column: str, device: torch.device) -> Norm
     """By the statistics of the input's spec, which are in stored units."""
     spec = source.inputs[column]
     return Normaliser.of(source.shards, column, device, list(spec.mean or ()), list(spec.std or ()))
-
-
-def pixels_there(columns: Mapping[str, Tensor], normaliser: Normaliser) -> Tensor | None:
-    """Which values of an input are there, [B, *axes] bool on the host; None where none is missing."""
-    if complete(columns, normaliser):
-        return None
-    # What is missing becomes 0: of two normalisations with other means exactly where both are 0.
-    probe = [
-        Normaliser(
-            normaliser.column,
-            torch.full_like(normaliser.mean, shift, device="cpu"),
-            torch.ones_like(normaliser.std, device="cpu"),
-            normaliser.axes,
-            normaliser.nodata,
-            normaliser.mask,
-            normaliser.mask_axes,
-        )(columns)
-        for shift in (0.0, 1.0)
-    ]
-    there = (probe[0] != 0) | (probe[1] != 0)
-    return None if bool(there.all()) else there
-
-
-def complete(columns: Mapping[str, Tensor], normaliser: Normaliser) -> bool:
-    """No value of an input can ever be missing: it is stored without mask, nodata and NaN."""
-    stored = columns[normaliser.column].dtype
-    return normaliser.mask is None and normaliser.nodata is None and not stored.is_floating_point
 
 
 def tokens_there(pixels: Tensor, spec: InputSpec) -> np.ndarray:

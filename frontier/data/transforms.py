@@ -40,6 +40,21 @@ def normalise(
         values = values.to(torch.int32 if values.dtype == torch.uint16 else torch.int64)
     by_band = [-1 if axis == "C" else 1 for axis in axes]
     out = (values.to(torch.float32) - mean.view(by_band)) / std.view(by_band)
+    there = which_there(values, axes, nodata=nodata, mask=mask, mask_axes=mask_axes)
+    return out if there is None else torch.where(there, out, 0.0)
+
+
+def which_there(
+    values: torch.Tensor,
+    axes: str = "CHW",
+    *,
+    nodata: float | None = None,
+    mask: torch.Tensor | None = None,
+    mask_axes: str = "",
+) -> torch.Tensor | None:
+    """Bool that broadcasts to `values`: False where `normalise` takes one as missing; None where none can be."""
+    if values.dtype in (torch.uint16, torch.uint32):
+        values = values.to(torch.int32 if values.dtype == torch.uint16 else torch.int64)
     there = torch.isfinite(values) if values.dtype.is_floating_point else None
     if nodata is not None and _representable(nodata, values.dtype):
         marked = values != (nodata if values.dtype.is_floating_point else int(nodata))
@@ -48,7 +63,7 @@ def normalise(
         sizes = iter(mask.shape[1:])
         marked = mask.view(len(mask), *(next(sizes) if axis in mask_axes else 1 for axis in axes)) != 0
         there = marked if there is None else there & marked
-    return out if there is None else torch.where(there, out, 0.0)
+    return there
 
 
 def _representable(value: float, dtype: torch.dtype) -> bool:
@@ -105,6 +120,12 @@ class Normaliser:
     def columns(self) -> tuple[str, ...]:
         """What a batch must hold for this input: itself and its mask."""
         return (self.column,) if self.mask is None else (self.column, self.mask)
+
+    def there(self, columns: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """[B, *axes] bool, where the columns are: which values of this input are there; None where none can be missing."""
+        values, mask = columns[self.column], None if self.mask is None else columns[self.mask]
+        found = which_there(values, self.axes, nodata=self.nodata, mask=mask, mask_axes=self.mask_axes)
+        return None if found is None else found.expand(values.shape)
 
     def __call__(self, columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """[B, *axes] float32, on the device of the statistics, from the stored columns of a batch."""
