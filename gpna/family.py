@@ -42,7 +42,7 @@ def meta_inputs(module: nn.Module, sources: dict[str, SourceShape], micro_batch:
     total = sum(source.per_batch for source in sources.values())
     tokens, given, labels, masked = config.tokens, {}, {}, []
     rows: list[np.ndarray] = []
-    offset, first = 0, 0
+    offset = 0
     for name, source in sources.items():
         count = max(1, round(micro_batch * source.per_batch / total))
         own: list[list[np.ndarray]] = [[] for _ in range(count)]
@@ -72,7 +72,6 @@ def meta_inputs(module: nn.Module, sources: dict[str, SourceShape], micro_batch:
         for task_name, task in config.tasks.items():
             if task.source == name:
                 labels[task_name] = _meta_labels(task, count)
-        first += count
     return {"sources": given, "clusters": packed(rows, config.batching, "meta"), "labels": labels, "masked": masked}
 
 

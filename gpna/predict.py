@@ -13,10 +13,12 @@ from torch import Tensor
 from frontier.config.load import validate
 from frontier.data.loader import Batch
 from frontier.data.shards import ShardSet
+from frontier.errors import UserError
 from gpna.config import GPNASection, SourceSection
 from gpna.heads import Head
 from gpna.model import GPNA, rows_of
 from gpna.reader import GPNAReader
+from gpna.sensors import InputSpec
 from gpna.sources import OpenSource, open_source
 
 
@@ -57,9 +59,6 @@ def open_split(
 
 def trained_inputs(section: SourceSection, opened: OpenSource) -> dict[str, Any]:
     """The input specs that the run recorded, checked against what is there."""
-    from frontier.errors import UserError
-    from gpna.sensors import InputSpec
-
     found = {}
     for column, given in (section.inputs or {}).items():
         spec, here = InputSpec.from_dict(given.spec or {}), opened.inputs[column]

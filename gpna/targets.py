@@ -9,7 +9,6 @@ import numpy as np
 from pydantic import ValidationError
 
 from frontier.config.load import explain
-from frontier.data.manifest import nearest
 from frontier.data.shards import ShardSet
 from frontier.errors import UserError
 from gpna.head_sections import (
@@ -23,7 +22,7 @@ from gpna.head_sections import (
 )
 from gpna.sources import OpenSource, labels_of
 
-UNKNOWN_CLASS, UNKNOWN_PIXEL = -1, 255
+UNKNOWN_PIXEL = 255
 
 
 def settle(name: str, task: Task, source: OpenSource) -> Task:
@@ -133,5 +132,5 @@ def _count(where: str, task: Any, key: str, found: int) -> dict[str, int]:
 def _scalar(where: str, column: str, shape: tuple[int, ...]) -> None:
     if shape:
         raise UserError(
-            f"{where}: '{column}' holds {shape} numbers a sample, this head takes one: {nearest('segmentation', ['segmentation', 'multilabel', 'regression'])}"
+            f"{where}: '{column}' holds {shape} numbers a sample, this head takes one: choose head: segmentation, multilabel or regression"
         )
