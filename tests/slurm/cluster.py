@@ -135,14 +135,18 @@ class Cluster:
         until(there, seconds, lambda: f"job {job} is {found}, not {states or 'over'}\n{self.words()}")
         return found
 
-    def processes(self) -> list[psutil.Process]:
-        """The tasks of jobs and their slurmstepd: all that carry this cluster's SLURM_CONF and a job's id."""
+    def processes(self, keep: Callable[[psutil.Process], bool] = lambda process: True) -> list[psutil.Process]:
+        """The tasks of jobs and their slurmstepd: all that carry this cluster's SLURM_CONF and a job's id.
+
+        Args:
+            keep: which of them; asked inside, since a process may end between being found and being asked.
+        """
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 env = process.environ()
                 is_job = "SLURM_JOB_ID" in env or process.name().startswith("slurmstepd")
-                if env.get("SLURM_CONF") == self.env["SLURM_CONF"] and is_job:
+                if env.get("SLURM_CONF") == self.env["SLURM_CONF"] and is_job and keep(process):
                     found.append(process)
         return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import psutil
@@ -110,13 +109,15 @@ def test_signals_requeues_and_a_killed_rank(
 
 def _rank(cluster: Cluster, job: str, rank: int) -> psutil.Process:
     """The process of a rank of a job."""
-    for process in cluster.processes():
-        with contextlib.suppress(psutil.Error):
-            env = process.environ()
-            mine = env.get("SLURM_JOB_ID") == job and env.get("SLURM_PROCID") == str(rank)
-            if mine and "SLURM_STEP_ID" in env and "pretrain" in process.cmdline() and process.name() != "srun":
-                return process
-    raise AssertionError(f"job {job} has no rank {rank}")
+
+    def is_rank(process: psutil.Process) -> bool:
+        env = process.environ()
+        mine = env.get("SLURM_JOB_ID") == job and env.get("SLURM_PROCID") == str(rank)
+        return mine and "SLURM_STEP_ID" in env and "pretrain" in process.cmdline() and process.name() != "srun"
+
+    found = cluster.processes(is_rank)
+    assert found, f"job {job} has no rank {rank}"
+    return found[0]
 
 
 def _nodes(cluster: Cluster, job: str) -> list[str]:

@@ -65,10 +65,9 @@ def test_two_nodes_to_the_end(submit: Submitter, cluster: Cluster, shards: Path)
     launch = next(line for line in out.splitlines() if line.startswith("launch   "))
 
     def started() -> bool:  # srun's own words
-        found = [p.cmdline() for p in cluster.processes() if p.name() == "srun"]
-        return any(words == launch.split()[1:] for words in found)
+        return bool(cluster.processes(lambda p: p.name() == "srun" and p.cmdline() == launch.split()[1:]))
 
-    until(started, 60, lambda: f"{launch}\n{[p.cmdline() for p in cluster.processes()]}\n{log.read_text()}")
+    until(started, 60, lambda: f"{launch}\n{cluster.processes()}\n{log.read_text()}")
     assert cluster.wait(job) == "COMPLETED", log.read_text()
     assert len(curve(run)) == 20
     start = read_jsonl(run / "starts.jsonl")[0]

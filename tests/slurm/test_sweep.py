@@ -208,8 +208,12 @@ def test_a_rank_of_a_training_job_is_killed(tmp_path: Path, cluster: Cluster) ->
     assert sweep(path, "--out", out, **clean(cluster)).returncode == 0
     number, metrics = job(out, FULL), out / "points" / FULL / "run" / "metrics.jsonl"
     until(lambda: metrics.exists() and metrics.stat().st_size > 0, 300, lambda: logs(out))
-    ranks = [p for p in cluster.processes() if "pretrain" in p.cmdline() and p.environ().get("SLURM_PROCID")]
-    victim = next(p for p in ranks if p.environ()["SLURM_PROCID"] == "3" and p.name().startswith("python"))
+
+    def is_third(process: psutil.Process) -> bool:
+        rank = process.environ().get("SLURM_PROCID")
+        return rank == "3" and "pretrain" in process.cmdline() and process.name().startswith("python")
+
+    victim = cluster.processes(is_third)[0]
     os.kill(victim.pid, signal.SIGKILL)
     assert cluster.wait(number) == "FAILED"
     done = sweep(path, "--out", out, "--collect", **clean(cluster))
