@@ -2,7 +2,8 @@
 
 A scene is a function of (seed, index) alone, so any subset, order or number of workers gives the same bytes. The
 images are synthetic: they are for trying, testing and timing the suite, not for training a model of the Earth.
-Columns by sensor: `rgb` gives "image" (uint8 true colour of s2), `s2` "s2", `s1` "s1", `naip` "naip" (4x finer). With `targets`, "land" is the land use of every pixel.
+Columns by sensor: `rgb` gives "image" (uint8 true colour of s2), `s2` "s2", `s1` "s1", `naip` "naip" (2.5 m, 4x finer), `naip_5m` "naip_5m" (its mean at 5 m, 2x
+finer). With `targets`, "land" is the land use of every pixel.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from frontier.data.manifest import nearest
 from frontier.errors import UserError
 
 GENERATOR_VERSION = 1
-SENSORS = ("rgb", "s2", "s1", "naip")
+SENSORS = ("rgb", "s2", "s1", "naip", "naip_5m")
 _DAY = 86400
 _FIRST_DAY = 17897 * _DAY
 """2019-01-01, Unix seconds."""
@@ -59,7 +60,7 @@ def make_scene(seed: int, index: int, size: int, sensors: Sequence[str]) -> dict
     """One scene of `size` x `size` pixels of 10 m.
 
     Returns the asked images (uint8 "image" [3, n, n], uint16 "s2" [12, n, n], int16 "s1" [2, n, n], uint8 "naip"
-    [4, 4 n, 4 n]) and the per-sample values. A sensor's image does not depend on which others are asked for.
+    [4, 4 n, 4 n], uint8 "naip_5m" [4, 2 n, 2 n]) and the per-sample values. A sensor's image does not depend on which others are asked for.
     """
     label = scene_label(seed, index)
     rng = scene_stream(seed, index, 0)
@@ -81,8 +82,11 @@ def make_scene(seed: int, index: int, size: int, sensors: Sequence[str]) -> dict
         out["image"] = true_colour(s2)
     if "s1" in sensors:
         out["s1"] = render_s1(scene_stream(seed, index, 3), ground, mixed, relief)
-    if "naip" in sensors:
-        out["naip"] = render_naip(scene_stream(seed, index, 4), ground, spectra, view, relief)
+    if "naip" in sensors or "naip_5m" in sensors:
+        aerial = render_naip(scene_stream(seed, index, 4), ground, spectra, view, relief)
+        halved = aerial.reshape(len(aerial), 2 * size, 2, 2 * size, 2).mean((2, 4))
+        out |= {"naip": aerial} if "naip" in sensors else {}
+        out |= {"naip_5m": np.rint(halved).astype(np.uint8)} if "naip_5m" in sensors else {}
     zone = int((lon + 180) // 6) % 60 + 1
     out |= {
         "land": _commonest(ground.land),
@@ -146,6 +150,10 @@ class SceneSource(Source):
             "naip": (
                 "naip",
                 ImageColumn((4, FINE * size, FINE * size), "uint8", NAIP_BANDS, PIXEL_M / FINE, None, "tone"),
+            ),
+            "naip_5m": (
+                "naip_5m",
+                ImageColumn((4, 2 * size, 2 * size), "uint8", NAIP_BANDS, PIXEL_M / 2, None, "tone"),
             ),
         }
         self.images = dict(every[sensor] for sensor in self.sensors)

@@ -114,7 +114,7 @@ def add_write(verbs: Any) -> None:
     scenes = sub.add_argument_group("with --scenes or --fields")
     scenes.add_argument(
         "--sensors",
-        help="of scenes, comma-separated: rgb (column image), s2, s1, naip (default: rgb)",
+        help="of scenes, comma-separated: rgb (column image), s2, s1, naip (2.5 m), naip_5m (default: rgb)",
     )
     scenes.add_argument(
         "--targets", action="store_true", help="of scenes: also the land use of every pixel, to segment"
@@ -287,9 +287,9 @@ def _source(arguments: argparse.Namespace, team: Team) -> tuple[Source, PlanOpti
 
 def _dry_run(arguments: argparse.Namespace, source: Source, options: PlanOptions) -> int:
     """What a write would make, without a byte written to OUT (with `--compression auto`: but for a probe of the disk)."""
-    from data_prep.inspect import table
     from data_prep.plan import make_plan
     from data_prep.writer import resolve_codec
+    from frontier.table import table
 
     options, measured = resolve_codec(source, arguments.out, options)
     plan = make_plan(source, options)

@@ -12,6 +12,7 @@ from frontier.config.load import Config
 from frontier.models.registry import Family
 from gpna.config import GPNASection, SourceSection
 from gpna.counting import flops_per_sample
+from gpna.evaluate import main as evaluate
 from gpna.feed import open_feed
 from gpna.head_sections import PixelTask, RegressionTask, TextTask
 from gpna.model import GPNA, GPNAConfig, SourceShape
@@ -125,5 +126,6 @@ FAMILY = Family(
     features=features,
     workload=lambda module: workload(cast(GPNA, module)),
     pictures=pictures,
+    evaluate=evaluate,
     usage=USAGE,
 )

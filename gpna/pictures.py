@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from frontier.config.load import validate
 from frontier.data.loader import Batch
-from frontier.data.shards import load_manifest
+from frontier.data.manifest import split_to_show
 from frontier.errors import UserError
 from frontier.models.panels import PanelRow, Panels
 from gpna.config import GPNASection
@@ -42,7 +42,9 @@ def pictures(module: nn.Module, config: Mapping[str, Any], shards: str | None = 
     found: list[Panels] = []
     maps = [task for task, given in section.tasks.items() if isinstance(given, SegmentationTask)]
     for name in names:
-        source = open_split(config, name, _split(shards or config["data"]["sources"][name]["shards"]), shards, maps)
+        source = open_split(
+            config, name, split_to_show(shards or config["data"]["sources"][name]["shards"]), shards, maps
+        )
         image = next((column for column, spec in source.inputs.items() if spec.form == "image"), None)
         if image is None:
             continue
@@ -56,14 +58,6 @@ def pictures(module: nn.Module, config: Mapping[str, Any], shards: str | None = 
     if not found:
         raise UserError("no source has images, or the run has neither a segmentation task nor model.masked")
     return found
-
-
-def _split(shards: str) -> str:
-    splits = load_manifest(shards)["splits"]
-    for split in ("test", "val", "train"):
-        if splits.get(split, {}).get("samples"):
-            return split
-    raise UserError(f"shards {shards}: no split holds a sample")
 
 
 def _titles(source: OpenSource, batch: Batch) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from frontier.data.feed import stream_seed
 from frontier.data.loader import Batch
 from frontier.data.random import stream_keys, uniform
-from frontier.data.transforms import SYMMETRY_STREAM, Normaliser, apply_symmetry
+from frontier.data.transforms import Normaliser, apply_symmetry, draw_symmetries, take_bands
 from gpna.batching import cluster, pack
 from gpna.config import BatchingSection, GPNASection
 from gpna.fourier import place_features, time_features
@@ -299,15 +299,13 @@ def picked(source: OpenSource, columns: Mapping[str, Tensor]) -> dict[str, Tenso
         mask = manifest["images"][name]["mask"]
         axes = {name: manifest["images"][name]["axes"]} | ({mask: manifest["arrays"][mask]["axes"]} if mask else {})
         for column, letters in axes.items():
-            if "C" in letters:
-                axis = 1 + letters.index("C")
-                out[column] = torch.stack([out[column].select(axis, place) for place in pick], axis)
+            out[column] = take_bands(out[column], letters, pick)
     return out
 
 
 def turned(source: OpenSource, columns: dict[str, Tensor], members: Tensor, seed: int) -> dict[str, Tensor]:
     """The columns with rows and columns of pixels, images, masks and maps alike, under one symmetry of the square a sample."""
-    code = (uniform(stream_keys(seed, SYMMETRY_STREAM, members), 1).squeeze(1) * 8).to(torch.int64)
+    code = draw_symmetries(members, seed)
     manifest = source.shards.manifest
     specs = manifest["images"] | manifest["arrays"]
     out = dict(columns)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from frontier.data.manifest import nearest
+from frontier.data.manifest import band_places, nearest
 from frontier.data.sampler import Sampler
 from frontier.data.shards import ShardSet
 from frontier.data.subset import Subset
@@ -82,7 +82,7 @@ def open_source(name: str, section: SourceSection, tasks: Mapping[str, Task], ch
             raise UserError(f"{where}.inputs: no input '{column}' in {section.shards}: {nearest(column, found)}")
         entry, key = found[column], f"{where}.inputs.{column}"
         if given.bands is not None:
-            pick = places_of(given.bands, entry, f"{key}.bands")
+            pick = band_places(entry, given.bands, f"{key}.bands")
             if pick != list(range(len(entry["bands"]))):
                 picks[column], entry = pick, picked_entry(entry, pick)
         try:
@@ -102,15 +102,6 @@ def open_source(name: str, section: SourceSection, tasks: Mapping[str, Task], ch
     targets = {task_name: _target(shards, task, task_name) for task_name, task in tasks.items()}
     columns = tuple(dict.fromkeys([*inputs, *masks, *dated, *scalars, *targets.values()]))
     return OpenSource(name, section, shards, inputs, times, columns, targets, picks)
-
-
-def places_of(bands: Sequence[str], entry: Mapping[str, Any], where: str) -> list[int]:
-    """Where `bands` stand in an entry of a manifest's `images`. Raises UserError for one that it has not."""
-    names = [band["name"] for band in entry["bands"]]
-    for band in bands:
-        if band not in names:
-            raise UserError(f"{where}: no band '{band}': {nearest(band, names)}")
-    return [names.index(band) for band in bands]
 
 
 def picked_entry(entry: Mapping[str, Any], pick: Sequence[int]) -> dict[str, Any]:

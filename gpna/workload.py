@@ -53,7 +53,7 @@ def workload(module: GPNA) -> Workload:
         root_parameters=parameters - stack.blocks * stack.block_parameters,
         flops=flops,
         outside_flops=flops - mean({name: parts(config, name)["stack"] for name in shares}),
-        outside_values=(kept_before, 0, kept_after + 2 * latents),
+        outside_values=(kept_before, kept_after + 2 * latents),
         loss_values=mean({name: outgoing[name][1] + hidden[name][1] for name in shares}),
         root_shapes=root,
         buffer_values=sum(b.numel() for b in module.buffers()),
@@ -68,6 +68,7 @@ def workload(module: GPNA) -> Workload:
         after_working=5 * latents,
         after_first=kept_masked,
         rows=tuple(row for name in shares for row in chunked(config, name)),
+        outside="tokenizer, input attention, heads",
     )
 
 

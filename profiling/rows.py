@@ -43,7 +43,7 @@ class Row:
     """One line: why it is not `done`."""
 
     workload: str = "vit"
-    """vit: the encoder on all tokens, as in the published scaling study; mae: masked pretraining; gpna: a run's own inputs and tasks."""
+    """vit: the encoder on all tokens, as in the published scaling study; mae: masked pretraining; gpna, scale_alibi: a run's own inputs."""
     engine: str = "fsdp2"
     image_size: int = 224
     """0 where samples are more than one image, and so are channels."""

@@ -154,6 +154,8 @@ def explain(error: ValidationError, known: Iterable[str] = (), prefix: str = "",
         return f"unknown config key '{key}': " + (f"did you mean '{near}'?" if near else "remove it") + more
     if found["type"] == "union_tag_not_found":
         found["type"], key = "missing", f"{key}.{found['ctx']['discriminator'].strip(chr(39))}"
+    if found["type"] == "missing" and (inside := [one for one in known if one.startswith(f"{key}.")]):
+        return f"config section '{key}' is missing: add it, with {inside[0]} and the like{more}"
     if found["type"] == "missing":
         return f"config key '{key}' is missing: add it or pass {key}=VALUE{more}"
     if found["type"] == "union_tag_invalid":
@@ -236,15 +238,19 @@ def _sources(values: Mapping[str, Any], chosen: Any) -> dict[str, Any]:
     return found
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read `path`, its `extends:` chain and the dotted overrides; validate the result."""
-    values = read_extended(Path(path))
+def overridden(values: dict[str, Any], overrides: Sequence[str], where: str | Path) -> dict[str, Any]:
+    """`values`, which come from `where`, with the dotted overrides laid over them. Raises UserError."""
     for text in overrides:
         keys, value = parse_override(text)
         node: dict[str, Any] = {keys[-1]: value}
         for key in reversed(keys[:-1]):
             node = {key: node}
         if keys[:-1] and not isinstance(values.get(keys[0], {}), Mapping):
-            raise UserError(f"'{keys[0]}' is no section in {path}, so {text} cannot be set")
+            raise UserError(f"'{keys[0]}' is no section in {where}, so {text} cannot be set")
         values = merge(values, node)
-    return validate(values)
+    return values
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read `path`, its `extends:` chain and the dotted overrides; validate the result."""
+    return validate(overridden(read_extended(Path(path)), overrides, path))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 ZERO = ("zero_1", "zero_2", "zero_3")
 STRATEGIES = ("ddp", "no_shard", "shard_grad_op", "full_shard", *ZERO)
@@ -54,8 +54,16 @@ class SyntheticConfig(Section):
     """Images made on the device: one fixed batch a rank, uniform bytes. For studies of speed."""
 
     channels: int = Field(3, gt=0)
+    images: dict[str, tuple[PositiveInt, PositiveInt]] | None = Field(None, min_length=1)
+    """Instead of `channels` and data.image_size, for families that take several images a sample: [bands, side in pixels] by column."""
     samples: int = Field(1_000_000, gt=0)
     """Size of an epoch to the sampler."""
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> SyntheticConfig:
+        if self.images is not None and self.channels != SyntheticConfig.model_fields["channels"].default:
+            raise ValueError("data.synthetic.channels has no effect with data.synthetic.images: leave it out")
+        return self
 
 
 class DataConfig(Section):
@@ -104,25 +112,28 @@ class DataConfig(Section):
                 f"({' and '.join(given) or 'none'} given)"
             )
         if self.sources is None:
-            self._idle(("mixing", "granule"), "without data.sources")
+            self.refuse(("mixing", "granule"), "without data.sources")
         elif not self.sources:
             raise ValueError(
                 "data.sources is empty: name at least one source, such as {eurosat: {shards: shards/eurosat}}"
             )
         else:
             keys = ("split", "column", "image_size", "block", "window", "mean", "std", "augment")
-            self._idle(keys, "with data.sources, where each source has its own settings")
+            self.refuse(keys, "with data.sources, where each source has its own settings")
         if self.synthetic is not None:
-            if self.image_size is None:
+            if self.synthetic.images is not None:
+                self.refuse(("image_size",), "with data.synthetic.images, which has a side for each")
+            elif self.image_size is None:
                 raise ValueError("data.synthetic needs data.image_size, the side of the images in pixels: add it")
-            self._idle(("split", "column", "workers", "stage"), "with data.synthetic, which reads nothing")
+            self.refuse(("split", "column", "workers", "stage"), "with data.synthetic, which reads nothing")
         return self
 
-    def _idle(self, keys: tuple[str, ...], where: str) -> None:
+    def refuse(self, keys: tuple[str, ...], where: str) -> None:
+        """Raises ValueError where one of `keys` is set, which has no effect `where`."""
         for key in keys:
             default = DataConfig.model_fields[key].default
             if getattr(self, key) != default:
-                kept = "" if default is None else f", or at its default {default!r}"
+                kept = "" if default is None or isinstance(default, Section) else f", or at its default {default!r}"
                 raise ValueError(f"data.{key} has no effect {where}: leave it out{kept}")
 
 

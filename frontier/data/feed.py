@@ -39,8 +39,13 @@ class Stream:
     @property
     def sample_bytes(self) -> int:
         """Stored bytes that are read of a sample."""
-        described = [self.shards.describe(name) for name in self.columns]
-        return sum(dtype.itemsize * int(torch.Size(shape).numel()) for shape, dtype in described)
+        return stored_bytes(self.shards, self.columns)
+
+
+def stored_bytes(shards: ShardSet | SyntheticSet, columns: Sequence[str]) -> int:
+    """Of a sample, in these columns."""
+    described = [shards.describe(name) for name in columns]
+    return sum(dtype.itemsize * int(torch.Size(shape).numel()) for shape, dtype in described)
 
 
 class Reader(Protocol):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from frontier.data.feed import Stream
 from frontier.data.loader import Batch
 from frontier.data.sampler import Sampler
 from frontier.data.shards import ShardSet
+from frontier.data.square_images import check_statistics, square_images
 from frontier.data.synthetic import SyntheticSet, open_images
 from frontier.data.transforms import Normaliser, augment, resize
 from frontier.errors import UserError
@@ -74,36 +74,26 @@ def open_image_feed(config: Config, check: bool, samples: int | None, adapter: I
     data, family = config.data, config.model.family
     if data.sources is not None:
         raise UserError(f"data.sources: model.family={family} takes one kind of image: give data.shards")
+    if data.synthetic is not None and data.synthetic.images is not None:
+        raise UserError(
+            f"data.synthetic.images: model.family={family} takes one image a sample: give data.synthetic.channels and data.image_size"
+        )
     shards = open_images(data, check)
     column = data.column
-    if column not in shards.image_columns:
-        raise UserError(f"data.column '{column}' is not in {data.shards}: it has {', '.join(shards.image_columns)}")
-    info = shards.manifest["images"][column]
-    if info["axes"] != "CHW":
-        raise UserError(
-            f"data.column '{column}' of {data.shards} has axes {info['axes']}, model.family={family} takes "
-            f"CHW: choose among {', '.join(n for n, i in shards.manifest['images'].items() if i['axes'] == 'CHW') or 'other shards'}"
-        )
-    channels, height, width = info["shape"]
-    if height != width:
-        raise UserError(f"{data.shards}: images of {height}x{width} are not square: write the shards with --fit")
+    channels, side = square_images(shards.manifest["images"], column, "data.column", data.shards or "synthetic", family)
+    check_statistics("data", data.mean, data.std, channels)
     mean, std = shards.statistics(column)
-    for name, values in {"mean": data.mean, "std": data.std}.items():
-        if values is not None and len(values) != channels:
-            raise UserError(f"data.{name} has {len(values)} values for {channels} bands of '{column}': give one each")
-    if any(v <= 0 for v in data.std or []):
-        raise UserError("data.std holds a value that is not positive: give the deviation of every band")
     sampler = Sampler.plan(
         samples or len(shards),
         config.train.global_batch,
         config.run.seed,
-        channels * height * width * np.dtype(info["dtype"]).itemsize,
+        channels * side**2 * shards.describe(column)[1].itemsize,
         data.block,
         data.window,
     )
     resolved = data.model_copy(
         update={
-            "image_size": data.image_size or height,
+            "image_size": data.image_size or side,
             "mean": data.mean or [float(m) for m in mean],
             "std": data.std or [float(s) if s > 0 else 1.0 for s in std],
             "block": sampler.block,

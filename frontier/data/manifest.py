@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -94,6 +94,15 @@ def load_manifest(directory: str | Path) -> dict[str, Any]:
         ) from None
     _check(manifest, path)
     return manifest
+
+
+def split_to_show(directory: str | Path) -> str:
+    """The split that stands for unseen samples: test, else val, else train. Raises UserError where none holds a sample."""
+    splits = load_manifest(directory)["splits"]
+    for split in ("test", "val", "train"):
+        if splits.get(split, {}).get("samples"):
+            return split
+    raise UserError(f"shards {directory}: no split holds a sample")
 
 
 def _complete(manifest: dict[str, Any]) -> None:
@@ -162,6 +171,15 @@ def _check(manifest: Any, path: Path) -> None:
 def stored_arrays(manifest: dict[str, Any]) -> dict[str, Any]:
     """Every column of more than one number a sample: inputs, then masks, targets and others."""
     return manifest["images"] | manifest["arrays"]
+
+
+def band_places(spec: dict[str, Any], bands: Sequence[str], where: str) -> list[int]:
+    """Where `bands` stand in an entry of `images`. Raises `UserError`, begun by `where`, for one that it has not."""
+    names = [band["name"] for band in spec["bands"]]
+    for band in bands:
+        if band not in names:
+            raise UserError(f"{where}: no band '{band}': {nearest(band, names)}")
+    return [names.index(band) for band in bands]
 
 
 def full_statistics(spec: dict[str, Any]) -> dict[str, Any] | None:

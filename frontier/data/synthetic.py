@@ -1,13 +1,13 @@
 """Training images made on the device instead of read from shards: how fast the rest of a run is.
 
-One fixed batch a rank, made once: the image at place p of the global batch is a function of (seed, p), the same on any number of
+One fixed batch a rank, made once: the image at place p of the global batch is a function of (seed, column, p), the same on any number of
 ranks. The sampler's members advance as with shards, so masks and augmentation change from step to step; images do not.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +31,37 @@ class SyntheticSet:
     `shard_starts`, `statistics`, `describe`, `len()`.
     """
 
-    def __init__(self, channels: int, image_size: int, samples: int) -> None:
-        """Uniform bytes [channels, image_size, image_size], `samples` of them to the sampler."""
+    def __init__(self, images: Mapping[str, tuple[int, int]], samples: int) -> None:
+        """Uniform bytes [channels, side, side] by column from `images`: (channels, side), `samples` of them to the sampler."""
         self.path, self.split = Path("synthetic"), "train"
-        self.shape = channels, image_size, image_size
-        spec = {"axes": "CHW", "shape": list(self.shape), "dtype": "uint8", "nodata": None, "mask": None}
-        self.manifest: dict[str, Any] = {"images": {COLUMN: spec}, "shards": [], "columns": {}, "arrays": {}}
-        self.image_columns = [COLUMN]
+        self.shapes = {name: (channels, side, side) for name, (channels, side) in images.items()}
+        specs = {
+            name: {
+                "axes": "CHW",
+                "shape": list(shape),
+                "dtype": "uint8",
+                "nodata": None,
+                "mask": None,
+                "bands": [{"name": f"band_{place}"} for place in range(shape[0])],
+            }
+            for name, shape in self.shapes.items()
+        }
+        self.manifest: dict[str, Any] = {"images": specs, "shards": [], "columns": {}, "arrays": {}}
+        self.image_columns = list(images)
         self.shard_starts = np.array([0, samples], np.int64)
-        self.fingerprint = hashlib.sha256(f"synthetic {self.shape} {samples}".encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(f"synthetic {self.shapes} {samples}".encode()).hexdigest()
 
     def __len__(self) -> int:
         return int(self.shard_starts[-1])
 
     def describe(self, column: str) -> tuple[tuple[int, ...], np.dtype]:
         """(shape of one sample, dtype)."""
-        assert column == COLUMN
-        return self.shape, np.dtype(np.uint8)
+        return self.shapes[column], np.dtype(np.uint8)
 
     def statistics(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """(mean [C], std [C]) float32, in stored units."""
-        return np.full(self.shape[0], MEAN, np.float32), np.full(self.shape[0], STD, np.float32)
+        channels = self.shapes[column][0]
+        return np.full(channels, MEAN, np.float32), np.full(channels, STD, np.float32)
 
 
 class SyntheticLoader:
@@ -63,11 +73,13 @@ class SyntheticLoader:
         sampler.check_ranks(ranks)
         self.sampler, self.rank, self.ranks = sampler, rank, ranks
         self.local_batch = sampler.global_batch // ranks
-        self.images = torch.empty(self.local_batch, *images.shape, dtype=torch.uint8, device=device)
-        for row, image in enumerate(self.images):  # one at a time: the draws are eight times as large as the image
-            place = torch.tensor([[0, rank * self.local_batch + row]], device=device)
-            draws = uniform(stream_keys(seed, CONTENT_STREAM, place), image.numel())
-            image.copy_((draws * 256).view(image.shape))
+        self.columns: dict[str, torch.Tensor] = {}
+        for number, (name, shape) in enumerate(images.shapes.items()):
+            made = self.columns[name] = torch.empty(self.local_batch, *shape, dtype=torch.uint8, device=device)
+            for row, image in enumerate(made):  # one at a time: the draws are eight times as large as the image
+                place = torch.tensor([[number, rank * self.local_batch + row]], device=device)
+                draws = uniform(stream_keys(seed, CONTENT_STREAM, place), image.numel())
+                image.copy_((draws * 256).view(image.shape))
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Endless; the caller stops asking."""
@@ -80,7 +92,7 @@ class SyntheticLoader:
             while step // sampler.window == window:
                 turn = step % sampler.window
                 part = slice(turn * self.local_batch, (turn + 1) * self.local_batch)
-                yield Batch({COLUMN: self.images}, torch.from_numpy(members[part]), COLUMN)
+                yield Batch(self.columns, torch.from_numpy(members[part]), next(iter(self.columns)))
                 step += 1
 
     def supply(self) -> Supply:
@@ -96,8 +108,11 @@ def open_images(data: DataConfig, check: bool) -> ShardSet | SyntheticSet:
     if data.synthetic is None:
         assert data.shards is not None
         return ShardSet(data.shards, split=data.split, check=check)
-    assert data.image_size is not None  # the config's own check
-    return SyntheticSet(data.synthetic.channels, data.image_size, data.synthetic.samples)
+    images = data.synthetic.images
+    if images is None:
+        assert data.image_size is not None  # the config's own check
+        images = {COLUMN: (data.synthetic.channels, data.image_size)}
+    return SyntheticSet(images, data.synthetic.samples)
 
 
 def open_loader(

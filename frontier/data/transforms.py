@@ -36,12 +36,22 @@ def normalise(
     units, so that the column's scale and offset cancel. Missing is what equals `nodata`, is not finite, or is marked 0 by
     `mask` [B, *mask_axes], whose axes are among `axes` in the same order. These are also left out of the statistics.
     """
-    if values.dtype in (torch.uint16, torch.uint32):  # few operators know these
-        values = values.to(torch.int32 if values.dtype == torch.uint16 else torch.int64)
-    by_band = [-1 if axis == "C" else 1 for axis in axes]
-    out = (values.to(torch.float32) - mean.view(by_band)) / std.view(by_band)
     there = which_there(values, axes, nodata=nodata, mask=mask, mask_axes=mask_axes)
+    return _scaled(values, mean, std, axes, there)
+
+
+def _scaled(
+    values: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, axes: str, there: torch.Tensor | None
+) -> torch.Tensor:
+    by_band = [-1 if axis == "C" else 1 for axis in axes]
+    out = (_computable(values).to(torch.float32) - mean.view(by_band)) / std.view(by_band)
     return out if there is None else torch.where(there, out, 0.0)
+
+
+def _computable(values: torch.Tensor) -> torch.Tensor:
+    """The same numbers in a type that operators know: few know unsigned ones of 16 and 32 bits."""
+    wider = {torch.uint16: torch.int32, torch.uint32: torch.int64}
+    return values.to(wider[values.dtype]) if values.dtype in wider else values
 
 
 def which_there(
@@ -53,8 +63,7 @@ def which_there(
     mask_axes: str = "",
 ) -> torch.Tensor | None:
     """Bool that broadcasts to `values`: False where `normalise` takes one as missing; None where none can be."""
-    if values.dtype in (torch.uint16, torch.uint32):
-        values = values.to(torch.int32 if values.dtype == torch.uint16 else torch.int64)
+    values = _computable(values)
     there = torch.isfinite(values) if values.dtype.is_floating_point else None
     if nodata is not None and _representable(nodata, values.dtype):
         marked = values != (nodata if values.dtype.is_floating_point else int(nodata))
@@ -76,7 +85,12 @@ def _representable(value: float, dtype: torch.dtype) -> bool:
 
 @dataclass(frozen=True)
 class Normaliser:
-    """How one input column becomes numbers for a model: `normalise` with what the manifest says of the column."""
+    """How one input column becomes numbers for a model: `normalise` with what the manifest says of the column.
+
+    Attributes:
+        mean, std: of the bands that are kept, in stored units.
+        pick: places of the bands that are kept among those stored; None: all, in order.
+    """
 
     column: str
     mean: torch.Tensor
@@ -85,6 +99,7 @@ class Normaliser:
     nodata: float | None
     mask: str | None
     mask_axes: str
+    pick: tuple[int, ...] | None = None
 
     @classmethod
     def of(
@@ -94,16 +109,16 @@ class Normaliser:
         device: torch.device | str = "cpu",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        pick: Sequence[int] | None = None,
     ) -> Normaliser:
-        """For an input of `shards`, by the statistics of its manifest where `mean` or `std` is not given.
+        """For an input of `shards`, by the statistics of its manifest where `mean` or `std` (of the kept bands) is not given.
 
         Raises `UserError` where there is no such input or it has no statistics.
         """
+        chosen = None if pick is None else tuple(pick)
         if mean is None or std is None:
-            found = shards.statistics(column)
-            mean, std = (
-                given if given is not None else own.tolist() for given, own in zip((mean, std), found, strict=True)
-            )
+            own = [values if chosen is None else values[list(chosen)] for values in shards.statistics(column)]
+            mean, std = (own[0].tolist() if mean is None else mean), (own[1].tolist() if std is None else std)
         spec = shards.manifest["images"][column]
         mask = spec["mask"]
         return cls(
@@ -114,6 +129,7 @@ class Normaliser:
             spec["nodata"],
             mask,
             "" if mask is None else shards.manifest["arrays"][mask]["axes"],
+            chosen,
         )
 
     @property
@@ -123,18 +139,44 @@ class Normaliser:
 
     def there(self, columns: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         """[B, *axes] bool, where the columns are: which values of this input are there; None where none can be missing."""
-        values, mask = columns[self.column], None if self.mask is None else columns[self.mask]
-        found = which_there(values, self.axes, nodata=self.nodata, mask=mask, mask_axes=self.mask_axes)
+        values, mask = self._stored(columns)
+        found = self._there(values, mask)
         return None if found is None else found.expand(values.shape)
 
     def __call__(self, columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """[B, *axes] float32, on the device of the statistics, from the stored columns of a batch."""
+        return self.with_there(columns)[0]
+
+    def with_there(self, columns: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The normalised values, and bool that broadcasts to them: which are there (None where none can be missing)."""
         device = self.mean.device
-        values = columns[self.column].to(device, non_blocking=True)
-        mask = None if self.mask is None else columns[self.mask].to(device, non_blocking=True)
-        return normalise(
-            values, self.mean, self.std, self.axes, nodata=self.nodata, mask=mask, mask_axes=self.mask_axes
+        moved = {name: columns[name].to(device, non_blocking=True) for name in self.columns}
+        values, mask = self._stored(moved)
+        there = self._there(values, mask)
+        return _scaled(values, self.mean, self.std, self.axes, there), there
+
+    def _there(self, values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
+        return which_there(values, self.axes, nodata=self.nodata, mask=mask, mask_axes=self.mask_axes)
+
+    def _stored(self, columns: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The kept bands of the input, in a type that operators know, and of its mask."""
+        values, mask = columns[self.column], None if self.mask is None else columns[self.mask]
+        if self.pick is None:
+            return _computable(values), mask
+        return take_bands(values, self.axes, self.pick), (
+            None if mask is None else take_bands(mask, self.mask_axes, self.pick)
         )
+
+
+def take_bands(values: torch.Tensor, axes: str, pick: Sequence[int]) -> torch.Tensor:
+    """Some bands of [B, *axes], of any stored type, in the order of `pick`; unchanged where `axes` has no C.
+
+    Unsigned types that few operators know are made wider.
+    """
+    if "C" not in axes:
+        return values
+    axis = 1 + axes.index("C")
+    return torch.stack([_computable(values.select(axis, place)) for place in pick], axis)
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -162,32 +204,62 @@ def apply_symmetry(images: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def random_resized_crop(images: torch.Tensor, draws: torch.Tensor, scale: tuple[float, float]) -> torch.Tensor:
-    """A crop of a random share of the area (`scale`) and aspect ratio 3/4..4/3, resampled to the old size.
+def crop_windows(draws: torch.Tensor, scale: tuple[float, float]) -> torch.Tensor:
+    """Windows [B, 4] with a random share of the area (`scale`) and aspect ratio 3/4..4/3, anywhere inside the image.
 
-    images [B, C, H, W]; draws [B, 4] uniform: area, log-ratio, place in x, place in y.
+    A window is (y, x, height, width): how far its centre is from the image's, in half sides, and its shares of the sides.
+    draws [B, 4] uniform: area, log-ratio, place in x, place in y.
     """
     area = scale[0] + draws[:, 0] * (scale[1] - scale[0])
     ratio = torch.exp((draws[:, 1] * 2 - 1) * math.log(4 / 3))
     width = (area * ratio).sqrt().clamp(max=1.0)
     height = (area / ratio).sqrt().clamp(max=1.0)
-    left = (draws[:, 2] * 2 - 1) * (1 - width)
-    top = (draws[:, 3] * 2 - 1) * (1 - height)
-    zero = torch.zeros_like(width)
-    theta = torch.stack([torch.stack([width, zero, left], -1), torch.stack([zero, height, top], -1)], 1)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return torch.stack([(draws[:, 3] * 2 - 1) * (1 - height), (draws[:, 2] * 2 - 1) * (1 - width), height, width], -1)
+
+
+def resample(images: torch.Tensor, windows: torch.Tensor, size: int) -> torch.Tensor:
+    """What `windows` [B, 4] (see `crop_windows`) show of images [B, C, S, S], in size x size pixels: [B, C, size, size].
+
+    Bilinear between pixel centres. Where an image has more pixels a side than `size`, a window may hold more pixels than come out
+    of it: then each is averaged over what it covers, by `resize`'s filter widened to that sample's window, so that nothing aliases.
+    Pixels just outside a window take part; at the border of an image only what is inside does.
+    """
+    stored = images.shape[-1]
+    y, x, height, width = windows.unbind(-1)
+    if size >= stored:
+        zero = torch.zeros_like(width)
+        theta = torch.stack([torch.stack([width, zero, x], -1), torch.stack([zero, height, y], -1)], 1)
+        grid = F.affine_grid(theta, [*images.shape[:2], size, size], align_corners=False)
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    rows, columns = (_weights(at, share, stored, size)[:, None] for at, share in ((y, height), (x, width)))
+    return rows @ images @ columns.transpose(-1, -2)
+
+
+def _weights(at: torch.Tensor, share: torch.Tensor, stored: int, size: int) -> torch.Tensor:
+    """[B, size, stored] the share that each stored pixel has in each pixel of a window's side: a triangle round its centre."""
+    steps = (torch.arange(size, device=at.device) + 0.5) / size - 0.5
+    centres = ((at[:, None] + 1) / 2 + share[:, None] * steps) * stored
+    reach = (share * (stored / size)).clamp(min=1.0)
+    away = (torch.arange(stored, device=at.device) + 0.5 - centres[:, :, None]).abs()
+    weights = (1 - away / reach[:, None, None]).clamp(min=0.0)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def draw_windows(members: torch.Tensor, scale: tuple[float, float], seed: int) -> torch.Tensor:
+    """The windows [B, 4] of samples, members [B, 2] = (epoch, sample)."""
+    return crop_windows(uniform(stream_keys(seed, CROP_STREAM, members), 4), scale)
+
+
+def draw_symmetries(members: torch.Tensor, seed: int) -> torch.Tensor:
+    """[B] int64 in 0..7 for `apply_symmetry`, members [B, 2] = (epoch, sample)."""
+    return (uniform(stream_keys(seed, SYMMETRY_STREAM, members), 1).squeeze(1) * 8).to(torch.int64)
 
 
 def augment(images: torch.Tensor, members: torch.Tensor, config: AugmentConfig, seed: int) -> torch.Tensor:
     """The configured augmentations, in the order crop, symmetry. members [B, 2] = (epoch, sample)."""
     if config.crop_scale is not None:
-        keys = stream_keys(seed, CROP_STREAM, members)
-        images = random_resized_crop(images, uniform(keys, 4), config.crop_scale)
-    if config.symmetries:
-        draw = uniform(stream_keys(seed, SYMMETRY_STREAM, members), 1).squeeze(1)
-        images = apply_symmetry(images, (draw * 8).to(torch.int64))
-    return images
+        images = resample(images, draw_windows(members, config.crop_scale, seed), images.shape[-1])
+    return apply_symmetry(images, draw_symmetries(members, seed)) if config.symmetries else images
 
 
 def mask_noise(members: torch.Tensor, tokens: int, seed: int) -> torch.Tensor:

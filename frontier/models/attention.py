@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SAVED_OPERATORS: set[str] = {"frontier::attention_on_meta"}
+"""Names of attention operators beyond PyTorch's, whose results selective checkpointing keeps. A family adds its own where it defines them."""
+
 PRODUCTS_MAX_TOKENS = 512
 """Longest sequence whose probabilities are kept: beyond it their memory outweighs the speed."""
 
@@ -51,6 +54,11 @@ def fused_on_meta(device_type: str = "cuda") -> Iterator[None]:
         _fused_on_meta.reset(token)
 
 
+def counted_on_meta() -> str:
+    """The type of the device whose kernels `fused_on_meta` counts now; empty outside it."""
+    return _fused_on_meta.get()
+
+
 @torch.library.custom_op("frontier::attention_on_meta", mutates_args=())
 def attention_on_meta(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The shape of the result, laid out as fused kernels do: tokens outside, heads inside."""
@@ -65,20 +73,20 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class AttentionOnMeta(torch.autograd.Function):
-    """Attention that computes nothing and keeps what fused kernels keep: counting on meta would otherwise meet PyTorch's
-    unfused one, which keeps the probabilities.
+    """Attention that computes nothing and keeps what fused kernels keep, and `more` tensors: counting on meta would otherwise
+    meet PyTorch's unfused one, which keeps the probabilities.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *more: Tensor) -> Tensor:
         out = torch.ops.frontier.attention_on_meta(q, k, v)
-        ctx.save_for_backward(q, k, v, out)
+        ctx.save_for_backward(q, k, v, out, *more)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        q, k, v, _ = ctx.saved_tensors  # read once: checkpointing makes them then
-        return grad.new_empty(q.shape), grad.new_empty(k.shape), grad.new_empty(v.shape)
+        q, k, v, _, *more = ctx.saved_tensors  # read once: checkpointing makes them then
+        return grad.new_empty(q.shape), grad.new_empty(k.shape), grad.new_empty(v.shape), *(None for _ in more)
 
 
 class ProductAttention(torch.autograd.Function):

@@ -15,6 +15,11 @@ def block_parameters(width: int, hidden: int, mlp: str = "plain") -> int:
     return 4 * width * width + 4 * width + up * (width * hidden + hidden) + hidden * width + width + 4 * width
 
 
+def cross_parameters(width: int) -> int:
+    """What a cross-attention adds to a block: q, k and v without bias and the output projection (4 D^2 + D), one norm for both streams."""
+    return 4 * width * width + 3 * width
+
+
 def encoder_parameter_count(shape: ViTShape, channels: int = 3, position_image_size: int = 0) -> int:
     """Trained parameters of the encoder: patch embedding, [cls], blocks, final norm.
 
@@ -71,6 +76,11 @@ def block_flops(tokens: int, width: int, hidden: int, mlp: str = "plain", querie
     matrices = 3 if mlp == "gated" else 2
     products = tokens * 3 * width * width + queries * (width * width + matrices * width * hidden)
     return 2 * (products + 2 * tokens * queries * width)
+
+
+def cross_flops(tokens: int, context: int, width: int) -> int:
+    """Forward FLOPs of a cross-attention of `tokens` tokens to `context` tokens: q and output, k and v, scores and their product."""
+    return 2 * (2 * tokens * width * width + 2 * context * width * width + 2 * tokens * context * width)
 
 
 def flops_per_image(config: MAEConfig, executed: bool = False, checkpointing: str = "none") -> Flops:

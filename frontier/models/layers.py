@@ -20,6 +20,8 @@ from frontier.models.presets import MLPKind
 class TensorPlan:
     """How a module is split over the ranks of a tensor group (`frontier.parallel.tensor`).
 
+    The module's tensor arguments are [samples, ...]. What else it has by head or unit it cuts in a method `split(rank, ranks)`.
+
     Attributes:
         column: names of its linear layers that are cut by output features; they see the module's input.
         row: those cut by input features; they make its output.

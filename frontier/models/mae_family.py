@@ -97,5 +97,5 @@ FAMILY = Family(
     meta_inputs=_meta_inputs,
     flops=lambda module: flops_per_image(cast(MAE, module).config).step,
     encoder_parameters=lambda module: sum(p.numel() for p in cast(MAE, module).encoder.parameters()),
-    hardware_flops=lambda module, kind: flops_per_image(cast(MAE, module).config, True, kind).hardware,
+    hardware_flops=lambda module, kind, _turns: flops_per_image(cast(MAE, module).config, True, kind).hardware,
 )

@@ -43,14 +43,16 @@ class Family:
         flops: module -> floating-point operations of one sample, forward and backward.
         encoder_parameters: module -> parameters of the part that is kept after pretraining.
         meta_inputs: (module, shape, micro-batch) -> keyword arguments of its forward, on meta: to count memory.
-        hardware_flops: (module, activation checkpointing) -> those that really run for one sample, with what is computed
-            again; None where it is not known, and then no HFU is given.
+        hardware_flops: (module, activation checkpointing, micro-batches of a step) -> those that really run for one sample, with what is
+            computed again; None where it is not known, and then no HFU is given.
         source: class of the entries of `data.sources`; None where the family takes one kind of data.
         features: (a run's resolved config, `frontier.probe.subject.Ask`) -> `frontier.probe.subject.Subject`: frozen features of labelled
             shards. None where a sample is one image and the module has `encode(images)`: `frontier.probe.images`.
         workload: module (on meta) -> `frontier.models.workload.Workload`, for `frontier plan --config`; None where the predictor has presets.
         pictures: (trained module, the run's resolved config, shards that replace the run's or None) -> [`frontier.models.panels.Panels`] for
             the report. None where the module has `reconstruct(images, noise)`.
+        evaluate: words of `frontier evaluate`, a checkpoint of this family among them -> exit code: it parses them, with what `frontier.evaluate`
+            has for that, and measures on held-out samples. None where there is only `frontier probe`.
         usage: Python lines for the model card that load the exported folder FOLDER and use it; "" where the module has `encode(images)`.
     """
 
@@ -62,11 +64,12 @@ class Family:
     flops: Callable[[nn.Module], int]
     encoder_parameters: Callable[[nn.Module], int]
     meta_inputs: Callable[[nn.Module, Any, int], dict[str, Any]]
-    hardware_flops: Callable[[nn.Module, str], int] | None = None
+    hardware_flops: Callable[[nn.Module, str, int], int] | None = None
     source: type[Section] | None = None
     features: Callable[[dict[str, Any], Any], Any] | None = None
     workload: Callable[[nn.Module], Workload] | None = None
     pictures: Callable[[nn.Module, dict[str, Any], str | None], list[Panels]] | None = None
+    evaluate: Callable[[list[str]], int] | None = None
     usage: str = ""
 
 
@@ -75,7 +78,10 @@ def image_shape(config: Any) -> ImageShape:
     return ImageShape(config.data.image_size, len(config.data.mean))
 
 
-_BUILT_IN = {"mae": "frontier.models.mae_family:FAMILY", "gpna": "gpna.family:FAMILY"}
+_BUILT_IN = {
+    "mae": "frontier.models.mae_family:FAMILY",
+    "gpna": "gpna.family:FAMILY",
+}
 
 
 def families() -> list[str]:

@@ -29,6 +29,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from frontier.config.schema import ParallelConfig
 from frontier.launch.mesh import ParallelDims
+from frontier.models.attention import SAVED_OPERATORS
 from frontier.parallel.materialise import materialise
 from frontier.parallel.tensor import tensor_parallel
 
@@ -41,17 +42,20 @@ class ShardUnits(Protocol):
 
 SAVED_WHEN_SELECTIVE = (
     "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear",
-    "mkldnn::_linear_pointwise", "frontier::product", "frontier::attention_on_meta",
+    "mkldnn::_linear_pointwise", "frontier::product",
     "aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_efficient_attention",
     "aten::_scaled_dot_product_cudnn_attention", "aten::_scaled_dot_product_flash_attention_for_cpu",
     "_c10d_functional::all_gather_into_tensor", "_c10d_functional::reduce_scatter_tensor", "_c10d_functional::all_reduce",
 )  # fmt: skip
-"""Operators whose results are dear to compute: products, fused attention, and what crossed a network."""
+"""Operators whose results are dear to compute: products, fused attention, and what crossed a network. With `SAVED_OPERATORS`, those of
+families."""
 
 
 def _selective_contexts() -> tuple[Any, Any]:
     def policy(_context: Any, operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-        saved = operator._schema.name in SAVED_WHEN_SELECTIVE
+        # FlexAttention is a higher-order operator, which has a name but no schema.
+        name = operator._schema.name if isinstance(operator, torch._ops.OpOverload) else operator.name()
+        saved = name in SAVED_WHEN_SELECTIVE or name in SAVED_OPERATORS
         return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
 
     return create_selective_checkpoint_contexts(policy)
@@ -59,7 +63,7 @@ def _selective_contexts() -> tuple[Any, Any]:
 
 def checkpoint_activations(units: list[nn.Module], kind: str) -> None:
     """Recompute each unit's activations in the backward pass: all ("full"), or all but the results of
-    `SAVED_WHEN_SELECTIVE` ("selective"). Parameter names stay as they are.
+    `SAVED_WHEN_SELECTIVE` and `SAVED_OPERATORS` ("selective"). Parameter names stay as they are.
     """
     more: Any = {"context_fn": _selective_contexts} if kind == "selective" else {}
     for unit in units:

@@ -146,7 +146,7 @@ def tensor_parallel(module: nn.Module, mesh: DeviceMesh, sequence_parallel: bool
     entering, leaving = (_Gather, _Scatter) if sequence_parallel else (_Enter, _Leave)
 
     def enter(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return entering.apply(args[0], group), *args[1:]
+        return tuple(entering.apply(a, group) if isinstance(a, Tensor) else a for a in args)
 
     def leave(x: Tensor) -> Tensor:
         return leaving.apply(x, group)
@@ -162,6 +162,9 @@ def tensor_parallel(module: nn.Module, mesh: DeviceMesh, sequence_parallel: bool
             layer = getattr(part, name)
             _split(layer, "weight", 1, mesh)
             layer.forward = partial(_row, layer, leave)
+        split = getattr(part, "split", None)
+        if split is not None:
+            split(mesh.get_local_rank(), mesh.size())
         part.register_forward_pre_hook(enter)
 
 

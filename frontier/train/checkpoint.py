@@ -79,7 +79,16 @@ def _checksum(record: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(json.loads(json.dumps(record)), sort_keys=True).encode())
 
 
-def _reason(error: BaseException) -> BaseException:
+def seal(folder: Path, record: dict[str, Any]) -> None:
+    """Write the completeness record of a folder in which everything else is; it then is a checkpoint."""
+    files = {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.name != COMPLETE}
+    whole = {**record, "schema": SCHEMA, "time": time.time(), "files": files}
+    whole["index_crc32"] = zlib.crc32((folder / INDEX).read_bytes())
+    write_json(folder / COMPLETE, {**whole, "crc32": _checksum(whole)})
+    fsync_folder(folder)
+
+
+def cause_of(error: BaseException) -> BaseException:
     """The first failure inside a CheckpointException of torch.distributed.checkpoint."""
     if isinstance(error, CheckpointException) and error.failures:
         return next(iter(error.failures.values()))[0]
@@ -136,13 +145,9 @@ class Checkpoints:
         called = time.perf_counter()
         self._check_space(state, step)
         temporary, final = self.folder / f".{step_folder(self.folder, step).name}.tmp", step_folder(self.folder, step)
-        record = {"schema": SCHEMA, "step": step, "time": time.time(), **record}
 
         def commit() -> None:
-            files = {p.name: p.stat().st_size for p in sorted(temporary.iterdir()) if p.name != COMPLETE}
-            whole = {**record, "files": files, "index_crc32": zlib.crc32((temporary / INDEX).read_bytes())}
-            write_json(temporary / COMPLETE, {**whole, "crc32": _checksum(whole)})
-            fsync_folder(temporary)
+            seal(temporary, {"step": step, **record})
             if final.exists():  # a damaged one of the same step
                 os.replace(final, self.folder / f".old_{final.name}")
             os.replace(temporary, final)
@@ -156,7 +161,7 @@ class Checkpoints:
                 writer = Writer(temporary, self.rank, commit)
                 dcp.save(held, storage_writer=writer, planner=SavePlanner(), process_group=self.group)
             except (CheckpointException, OSError) as error:
-                cause = _reason(error)
+                cause = cause_of(error)
                 if isinstance(cause, RuntimeError) and lost_rank(cause):
                     raise cause from None  # not the disk: another rank is gone
                 self._error = self._explain(step, error)
@@ -201,7 +206,7 @@ class Checkpoints:
             raise UserError(next(words for words in told if words is not None))
 
     def _explain(self, step: int, error: BaseException) -> UserError:
-        cause = _reason(error)
+        cause = cause_of(error)
         if self.rank == 0:
             shutil.rmtree(self.folder / f".{step_folder(self.folder, step).name}.tmp", ignore_errors=True)
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -315,7 +320,7 @@ class Checkpoints:
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # no_dist is meant
                 dcp.load(state, storage_reader=reader, planner=LoadPlanner(), no_dist=True)
         except CheckpointException as error:
-            cause = _reason(error)
+            cause = cause_of(error)
             if isinstance(cause, (CorruptCheckpoint, OSError)):
                 return cause
             raise

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from frontier.arguments import Parser
 from frontier.errors import EXIT_OK, EXIT_USER, RankError, TransientError, UserError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="frontier pretrain",
         description="Pretrain a model. Resumes by itself from the newest valid checkpoint in run.dir.",
         epilog="exit codes: 0 done, 2 the input is wrong, 75 a passing failure, 85 checkpointed on request: requeue",

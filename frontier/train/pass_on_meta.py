@@ -69,7 +69,7 @@ def split_for_one_rank(model: nn.Module, tensor: int, sequence_parallel: bool) -
     times = tensor if sequence_parallel else 1
 
     def enter(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return _Exchange.apply(args[0], times), *args[1:]
+        return tuple(_Exchange.apply(a, times) if isinstance(a, Tensor) else a for a in args)
 
     def leave(_layer: nn.Module, _args: Any, out: Tensor) -> Tensor:
         return cast(Tensor, _Exchange.apply(out, 1 / times))
@@ -87,6 +87,9 @@ def split_for_one_rank(model: nn.Module, tensor: int, sequence_parallel: bool) -
                 layer.bias = nn.Parameter(layer.bias.new_empty(shape[0]))
             if not column:
                 layer.register_forward_hook(leave)
+        split = getattr(part, "split", None)
+        if split is not None:
+            split(0, tensor)
         part.register_forward_pre_hook(enter)
     return model
 

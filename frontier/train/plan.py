@@ -76,9 +76,9 @@ class RunPlan:
 
     @property
     def hardware_flops_per_image(self) -> int | None:
-        """With recomputation under activation checkpointing; None where the family does not count it."""
-        count = self.family.hardware_flops
-        return None if count is None else count(self.model, self.config.parallel.activation_checkpointing)
+        """With what is computed again; None where the family does not count it."""
+        count, kind = self.family.hardware_flops, self.config.parallel.activation_checkpointing
+        return None if count is None else count(self.model, kind, self.batch.accumulation)
 
     def fixed(self) -> dict[str, Any]:
         """What must not change between the two sides of a resume, by config key."""

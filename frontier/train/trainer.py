@@ -24,7 +24,9 @@ from frontier.errors import EXIT_OK, EXIT_REQUEUE, RankError, UserError
 from frontier.launch.doctor import examine, lines
 from frontier.launch.job import Job, current_job
 from frontier.launch.ranks import Ranks
+from frontier.models.peers import ComparesSamples
 from frontier.parallel.engine import Engine, TorchEngine, Update
+from frontier.parallel.peers import DataRanks
 from frontier.train.checkpoint import Checkpoints, check_parameters, writing_ranks
 from frontier.train.comparison import RankComparison
 from frontier.train.guards import Guard
@@ -74,6 +76,8 @@ class Stepper:
         self.plan, self.ranks, self.device = plan, ranks, device
         self.engine = build_engine(plan, device)
         config = plan.config
+        if isinstance(self.engine.module, ComparesSamples):
+            self.engine.module.peers = DataRanks(plan.dims, ranks.rank)
         self.reader = plan.feed.reader(device, config.run.seed)
         self.waits = Waits(way(device, config.parallel), getattr(self.engine, "model", None))
         self.clock = StepClock(device, self.waits)
@@ -98,8 +102,9 @@ class Stepper:
         placed = self.reader.place(batch)
         sums: dict[str, Tensor] = {}
         times = plan.batch.accumulation
+        further = self._compare(placed, times)
         for turn in range(times):
-            inputs = self.reader.inputs(engine.module, placed, turn, times)
+            inputs = self.reader.inputs(engine.module, placed, turn, times) | further[turn]
             losses = engine.forward(inputs, last=turn == times - 1)
             clock.mark("forward_s")
             engine.backward(losses["loss"], times)
@@ -117,6 +122,15 @@ class Stepper:
         world = plan.dims.world_size
         terms = {name: value / world for name, value in zip(sums, totals, strict=True)}
         return StepResult(update, total / world, terms, stops > 0, failures > 0, joules, clock.parts(), clock.exposed())
+
+    @torch.no_grad()
+    def _compare(self, placed: Any, times: int) -> list[dict[str, Any]]:
+        """Further keyword arguments of each micro-batch, where the loss compares samples across them."""
+        module = self.engine.module
+        if times == 1 or not isinstance(module, ComparesSamples):
+            return [{}] * times
+        each = (self.reader.inputs(module, placed, turn, times) for turn in range(times))
+        return module.compare([self.engine.forward(inputs | {"embed_only": True}, last=False) for inputs in each])
 
 
 def build_engine(plan: RunPlan, device: torch.device) -> Engine:
@@ -150,8 +164,8 @@ def check_record(plan: RunPlan, record: dict[str, Any]) -> None:
         if before != value:
             old, new = (textwrap.shorten(str(shown), 160, placeholder=" …") for shown in (before, value))
             raise UserError(
-                f"{where} was made with {key}={old}, now it is {new}: the samples would not go on "
-                "where they stopped; set it back, or give another run.dir"
+                f"{where} was made with {key}={old}, now it is {new}: the run would not go on "
+                "where it stopped; set it back, or give another run.dir"
             )
 
 

@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--config",
         metavar="CONFIG",
-        help="take model, inputs, batch and parallel settings from a run's config (of gpna its data are opened: manifests and labels); flags given beside it win",
+        help="take model, inputs, batch and parallel settings from a run's config (of gpna and scale_alibi its data are opened: manifests and labels); flags given beside it win",
     )
     out.add_argument(
         "--as-published", action="store_true", help="the published study's engine, FSDP1, and DDP in float32"
@@ -267,10 +267,12 @@ def refuse_families(models: Sequence[str]) -> None:
     """Raises UserError for a model of a family without presets of its own cost."""
     from frontier.models.presets import PRESETS
 
+    needed = {"gpna": "inputs and tasks", "scale_alibi": "sensors"}
     for model in models:
-        if model not in PRESETS and model.split("_")[0] == "gpna":
+        of = next((name for name in needed if model.startswith(name)), None)
+        if of and model not in PRESETS:
             raise UserError(
-                f"--model {model}: what a gpna model costs depends on its inputs and tasks: give the --config of a run"
+                f"--model {model}: what a {of} model costs depends on its {needed[of]}: give the --config of a run"
             )
 
 

@@ -52,15 +52,19 @@ def compute(case: Case, c: Constants) -> Compute:
     rate = device.peak_tflops[case.precision] * 1e12 * c.product_efficiency(case.precision)
     rate *= c.tensor_products ** math.log2(case.tensor)
     bandwidth = device.memory_gb_per_s * 1e9 * c.memory_efficiency
+    again, again_outside = work.compared(times)
     # Outside the blocks nothing is recomputed.
-    outside_s = images * work.outside_flops * work.outside_passes / rate
+    outside_s = images * (work.outside_flops * work.outside_passes + again_outside) / rate
     moved_s = images * work.outside_moved * case.element_bytes / bandwidth
-    product_s, element_s = blocks_s(
-        case.system, work.stacks, images, case.precision, products, elementwise, rate, bandwidth
-    )
+    found = [
+        blocks_s(case.system, stacks, images, case.precision, products + more, elementwise + more, rate, bandwidth)
+        for stacks, more in ((again, 1), (work.stacks[len(again) :], 0))
+    ]
+    product_s, element_s = (sum(parts) for parts in zip(*found, strict=True))
     more = whole_over_parts(case.system, case.precision, rate, bandwidth)
     product_s, element_s = product_s * more + outside_s, element_s * more + moved_s
-    launch_s = times * work.blocks * host * c.launch_s * (1 + c.tensor_launch * (case.tensor > 1))
+    passes = work.blocks * host + sum(stack.blocks for stack in again)
+    launch_s = times * passes * c.launch_s * (1 + c.tensor_launch * (case.tensor > 1))
     own = work.parameters / dims.shard / dims.tensor
     measured = case.system.constant("optimizer_gb_per_s")
     speed = bandwidth if measured is None else measured * 1e9

@@ -52,19 +52,19 @@ def phases(case: Case) -> list[Phase]:
     work, el, batch, tensor = case.work, case.element_bytes, case.micro_batch, case.dims.tensor
     # DistributedDataParallel takes each gradient at once; a float32 one is added to what was accumulated.
     stay = case.strategy != "ddp" and not (case.accumulation > 1 and case.precision == "fp32")
-    units = [stack for stack in work.stacks for _ in range(stack.blocks)]
-    before, between, after = (float(values * batch * el) for values in work.outside_values)
-    alive = before
+    units = [place for place, stack in enumerate(work.stacks) for _ in range(stack.blocks)]
+    *before, after = (float(values * batch * el) for values in work.outside_values)
+    alive = before[0]
     out: list[Phase] = []
     entering, leaving = (float(values * batch * el) for values in work.before_working)
     if entering:
-        out.append(Phase("forward", ROOT, 0.0, before + entering))
+        out.append(Phase("forward", ROOT, 0.0, alive + entering))
     held: list[_Block] = []
-    for number, stack in enumerate(units):
-        last = number + 1 == len(units) or units[number + 1] is not stack
-        block = _block(stack, last, case.activation_checkpointing, batch, el, tensor)
-        if number and units[number - 1] is not stack:
-            alive += between
+    for number, place in enumerate(units):
+        last = number + 1 == len(units) or units[number + 1] != place
+        block = _block(work.stacks[place], last, case.activation_checkpointing, batch, el, tensor)
+        if number and units[number - 1] != place:
+            alive += before[place]
         out.append(Phase("forward", number, alive, alive + block.forward))
         alive += block.stays
         held.append(block)
@@ -82,14 +82,16 @@ def phases(case: Case) -> list[Phase]:
         most = alive + loss + max(after, after - first + 1.2 * chunk) + work.after_working * batch * el
         out.append(Phase("backward", ROOT, alive + after + loss, most))
     for number in reversed(range(len(units))):
-        block, stack = held[number], units[number]
-        if number + 1 < len(units) and units[number + 1] is not stack:
-            alive -= between
-        own = stack.block_parameters / tensor * el if stay else 0.0
+        block, place = held[number], units[number]
+        if number + 1 < len(units) and units[number + 1] != place:
+            alive -= before[units[number + 1]]
+        own = work.stacks[place].block_parameters / tensor * el if stay else 0.0
+        parameters, values = work.pending[place] if work.pending else (0, 0)
+        beside = el * ((parameters if stay else 0) + values * batch)
         most = max(block.again + block.in_flight, own - block.stays + block.in_flight)
-        out.append(Phase("backward", number, alive, alive + most))
+        out.append(Phase("backward", number, alive + beside, alive + beside + most))
         alive -= block.stays
-        out.append(Phase("reduce", number, alive + own, alive + own))
+        out.append(Phase("reduce", number, alive + beside + own, alive + beside + own))
     root = float(work.root_parameters * el)
     if leaving:
         out.append(Phase("backward", ROOT, alive, alive + leaving + (root if stay else 0.0)))
@@ -108,10 +110,11 @@ class _Block:
 
 
 def _block(stack: Stack, last: bool, checkpointing: str, batch: int, el: int, tensor: int) -> _Block:
-    # A tensor group of T holds 1/T of the inside of a block for T times the samples, and the two gathered inputs.
-    gathered = 2 * (tensor - 1) * stack.input_values() if tensor > 1 else 0
+    # A tensor group of T holds 1/T of the inside of a block for T times the samples, and the gathered inputs of its parts.
+    gathered = (tensor - 1) * sum(stack.gathered())
     kept = stack.kept_in_last() if last else stack.kept_values()
-    whole = batch * ((kept + gathered) * el + 16 * stack.tokens)  # 16: mean and deviation of two norms, float32
+    whole = batch * ((kept + gathered) * el + 8 * stack.norm_rows())  # mean and deviation, float32
+    whole += stack.masks(batch, el)
     going_on = stack.last_queries if last and stack.last_queries is not None else stack.tokens
     flight = batch * el * going_on * (2 * stack.width + (2 if stack.mlp == "gated" else 1) * stack.hidden)
     one = float(batch * stack.input_values() * el)

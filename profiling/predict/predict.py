@@ -101,8 +101,13 @@ def _time(row: Row, case: Case, timed: Step) -> None:
     assert row.peak_tflops is not None
     row.mfu = row.tflops_per_device / row.peak_tflops
     # Of a preset nearly all products are in blocks; of what a family says, those in blocks alone are computed again.
-    again = 1.0 if case.given is None else 1 - case.work.outside_flops / case.work.flops
-    row.hfu = row.mfu * (1 + again / 3 if case.activation_checkpointing == "full" else 1)
+    work = case.work
+    again = 0.0
+    if case.activation_checkpointing == "full":
+        again = 1.0 if case.given is None else 1 - work.outside_flops / work.flops
+    stacks, outside = work.compared(case.accumulation)
+    again += (outside + sum(stack.blocks * stack.block_flops for stack in stacks)) / work.flops
+    row.hfu = row.mfu * (1 + again / 3)
     row.power_w = power_w(case.system, case.devices, timed)
     if row.power_w is not None:
         row.joules_per_image = row.power_w / rate
@@ -119,9 +124,14 @@ def _time(row: Row, case: Case, timed: Step) -> None:
             f"assumed: nothing was measured on {case.system.name}, its efficiencies are guesses and the range is wide"
         )
     if case.given is not None:
-        share = 100 * case.work.outside_flops / case.work.flops
+        share = 100 * work.outside_flops / work.flops
         row.notes.append(
-            f"assumed: {share:.0f} % of the products are outside the blocks (of gpna: tokenizer, input attention, heads), at rates that no published point was fitted to"
+            f"assumed: {share:.0f} % of the products are outside the blocks ({work.outside}), at rates that no published point was fitted to"
+        )
+    attention = sum(stack.blocks * stack.attention_flops for stack in work.stacks if stack.fused)
+    if attention:
+        row.notes.append(
+            f"assumed: attention with a bias, {100 * attention / work.flops:.0f} % of the products, at the rate of other products"
         )
     if case.offload:
         row.notes.append(

@@ -72,6 +72,11 @@ def moved(case: Case, c: Constants) -> Moved:
         turns = 1 if whole_run else times * per_micro
         once = sum(n * gather(shard, size * case.element_bytes, c) for n, size in units)
         gathers = turns * once
+        if per_micro == 2:  # else the weights are there still
+            compared, _ = work.compared(times)
+            gathers += times * sum(
+                s.blocks * gather(shard, s.block_parameters / dims.tensor * case.element_bytes, c) for s in compared
+            )
         backward = 0.0 if whole_run or per_micro == 1 else times * once
         reduction_turns = times if case.strategy in ("zero_2", "zero_3") else 1
         if case.strategy == "zero_1":
@@ -86,7 +91,7 @@ def moved(case: Case, c: Constants) -> Moved:
 
 
 def tensor_traffic(case: Case, c: Constants) -> float:
-    """Attention and MLP each gather their input from the group and scatter their result, forward and backward; full checkpointing
+    """Each part of a block gathers its input from the group and scatters its result, forward and backward; full checkpointing
     repeats the forward pair.
     """
     degree = case.dims.tensor
@@ -96,8 +101,9 @@ def tensor_traffic(case: Case, c: Constants) -> float:
     pairs = 3 if case.activation_checkpointing == "full" else 2
     seconds = 0.0
     for stack in case.work.stacks:
-        whole = degree * case.micro_batch * stack.input_values() * case.element_bytes
-        seconds += stack.blocks * 2 * pairs * 2 * gather(axis, whole, c)
+        exchanged = (*stack.gathered(), *[stack.input_values()] * stack.parts)
+        once = sum(gather(axis, degree * case.micro_batch * n * case.element_bytes, c) for n in exchanged)
+        seconds += stack.blocks * pairs * once
     return seconds * case.accumulation
 
 

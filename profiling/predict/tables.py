@@ -52,6 +52,7 @@ def settings_line(rows: Sequence[Row]) -> str:
     work = {
         "vit": f"the encoder on all tokens ({tokens} of {row.image_size} px)",
         "mae": f"masked pretraining (encoder tokens {tokens} of {row.image_size} px)",
+        "scale_alibi": f"scale_alibi on the config's sensors ({tokens} tokens of all encoders)",
     }.get(row.workload, f"{row.workload} on the config's inputs ({tokens} latents, a mean over the sources)")
     batch = each(f"{r.micro_batch} x {r.accumulation}" for r in rows)
     engine = "the published study's FSDP1" if row.engine == "fsdp1" else "this engine (FSDP2)"

@@ -47,7 +47,7 @@ def workload(
         parameters = encoder_parameter_count(shape, channels, position_image_size=image_size)
         return Workload(
             "vit", (stack,), parameters, parameters - stack.blocks * stack.block_parameters,
-            stack.blocks * stack.block_flops + embedding, embedding, (patches * values, 0, 2 * (1 + patches) * shape.width),
+            stack.blocks * stack.block_flops + embedding, embedding, (patches * values, 2 * (1 + patches) * shape.width),
             0, _root(shape.width, values), (1 + patches) * shape.width, 1 + patches, image_size,
         )  # fmt: skip
     if name != "mae":

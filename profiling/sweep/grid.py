@@ -264,7 +264,8 @@ def run_config(study: Study, point: Point, run_dir: str) -> dict[str, Any]:
         of_files = ("shards", "split", "column", "workers", "block", "window", "mean", "std", "stage", "stage_gib")
         data = {key: value for key, value in data.items() if key not in of_files}
         data.setdefault("synthetic", {"channels": 3, "samples": max(1_000_000, 64 * point.global_batch)})
-        data["image_size"] = point.image_size
+        if not (data["synthetic"] or {}).get("images"):  # several, each with a side of its own
+            data["image_size"] = point.image_size
     else:
         data.pop("synthetic", None)
     given = {key: value for key, value in study.config.items() if key != "data"}

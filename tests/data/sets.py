@@ -21,6 +21,7 @@ def write_set(
     nodata: dict[str, float] | None = None,
     per_shard: int = 7,
     statistics: dict[str, dict[str, list[float]]] | None = None,
+    gsd: dict[str, float] | None = None,
     **layout: Any,
 ) -> Path:
     """`images` and `arrays`: name -> ([n, *shape], axes). `layout` goes to h5py's create_dataset; chunks as samples a chunk."""
@@ -65,6 +66,7 @@ def write_set(
                 "mask": (masks or {}).get(name),
                 "nodata": (nodata or {}).get(name),
                 "statistics": (statistics or {}).get(name),
+                "gsd_m": (gsd or {}).get(name),
             }
             for name, (values, axes) in images.items()
         },

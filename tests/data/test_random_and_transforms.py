@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from frontier.config.schema import AugmentConfig
 from frontier.data.random import stream_keys, uniform
@@ -15,9 +16,10 @@ from frontier.data.transforms import (
     Normaliser,
     apply_symmetry,
     augment,
+    crop_windows,
     mask_noise,
     normalise,
-    random_resized_crop,
+    resample,
     resize,
 )
 from tests.data.sets import write_set
@@ -82,12 +84,57 @@ def test_symmetries_are_the_eight_of_the_square() -> None:
 
 def test_full_crop_is_the_identity_and_small_crops_are_inside() -> None:
     image = torch.rand(4, 3, 16, 16)
-    same = random_resized_crop(image, torch.full((4, 4), 0.5), (1.0, 1.0))
+    same = resample(image, crop_windows(torch.full((4, 4), 0.5), (1.0, 1.0)), 16)
     torch.testing.assert_close(same, image, atol=1e-5, rtol=1e-5)
     ramp = torch.linspace(0, 1, 16).expand(1, 1, 16, 16)
-    crop = random_resized_crop(ramp, torch.tensor([[0.0, 0.5, 0.0, 0.5]]), (0.25, 1.0))  # left half
+    crop = resample(ramp, crop_windows(torch.tensor([[0.0, 0.5, 0.0, 0.5]]), (0.25, 1.0)), 16)  # left half
     assert crop.max() <= 0.52
     assert crop.min() == 0
+
+
+def window(y: float, x: float, height: float, width: float) -> torch.Tensor:
+    return torch.tensor([[y, x, height, width]], dtype=torch.float32)
+
+
+@pytest.mark.parametrize(("stored", "size"), [(16, 16), (16, 24), (24, 16), (32, 8)])
+def test_a_window_is_resampled_as_its_formula_says(stored: int, size: int) -> None:
+    """Against loops over pixels: a triangle round each new pixel's centre, as wide as it or as a stored pixel."""
+    image = torch.rand(1, 2, stored, stored, dtype=torch.float64)
+    at = window(0.2, -0.35, 0.7, 0.45)
+    axes = []
+    for offset, share in zip(at[0, :2].tolist(), at[0, 2:].tolist(), strict=True):
+        weights = np.zeros((size, stored))
+        reach = max(1.0, share * stored / size)
+        for i in range(size):
+            centre = stored * ((1 + offset) / 2 - share / 2 + share * (i + 0.5) / size)
+            for j in range(stored):
+                weights[i, j] = max(0.0, 1 - abs(j + 0.5 - centre) / reach)
+        axes.append(weights / weights.sum(1, keepdims=True))
+    expected = np.stack([axes[0] @ band @ axes[1].T for band in image[0].numpy()])
+    found = resample(image.float(), at, size)[0]
+    np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)
+
+
+def test_a_whole_window_is_a_resize() -> None:
+    image, whole = torch.rand(2, 3, 48, 48), window(0, 0, 1, 1).expand(2, -1)
+    for size in (12, 17, 32, 48, 60):
+        torch.testing.assert_close(resample(image, whole, size), resize(image, size), atol=2e-5, rtol=0)
+
+
+def test_what_is_finer_than_the_new_pixels_does_not_alias() -> None:
+    """A checkerboard of single pixels seen at fewer: no coarse pattern, at any window; sampled plainly it has one."""
+    board = (torch.arange(256)[:, None] + torch.arange(256)).remainder(2).float()[None, None]
+    coarse, plain = [], []
+    for share in torch.linspace(0.55, 1.0, 19).tolist():
+        at = window(0.3 * (1 - share), -0.7 * (1 - share), share, share)
+        coarse.append((F.avg_pool2d(resample(board, at, 128), 8) - 0.5).abs().max().item())
+        theta = torch.tensor([[[share, 0, at[0, 1]], [0, share, at[0, 0]]]])
+        grid = F.affine_grid(theta, [1, 1, 128, 128], align_corners=False)
+        plain.append((F.avg_pool2d(F.grid_sample(board, grid, align_corners=False), 8) - 0.5).abs().max().item())
+    assert max(coarse) < 0.02
+    assert max(plain) > 0.2
+    constant = torch.full((1, 1, 256, 256), 7.0)
+    torch.testing.assert_close(resample(constant, at, 128), constant[..., :128, :128])
 
 
 def test_augmentation_moves_images_per_sample() -> None:

@@ -14,7 +14,7 @@ from data_prep.scenes_landuse import CLASSES
 from data_prep.scenes_spectra import REFLECTANCE, M
 from frontier.errors import UserError
 
-ALL = ("rgb", "s2", "s1", "naip")
+ALL = ("rgb", "s2", "s1", "naip", "naip_5m")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_scene_depends_on_seed_and_index_alone(scenes: list[dict[str, Any]]) -
     assert len({hashlib.sha256(s["s2"].tobytes()).digest() for s in scenes}) == 64
 
 
-@pytest.mark.parametrize("sensor", ["rgb", "s2", "s1", "naip"])
+@pytest.mark.parametrize("sensor", ALL)
 def test_a_sensor_does_not_depend_on_the_others(scenes: list[dict[str, Any]], sensor: str) -> None:
     alone = make_scene(11, 2, 64, (sensor,))
     column = "image" if sensor == "rgb" else sensor
@@ -113,6 +113,13 @@ def test_aerial_and_satellite_images_agree_in_detail(scenes: list[dict[str, Any]
         away = np.corrcoef(np.roll(aerial, 2, 1).ravel(), satellite.ravel())[0, 1]
         assert here > 0.85
         assert here > away
+
+
+def test_the_aerial_image_at_5_m_is_the_mean_of_the_finer_one(scenes: list[dict[str, Any]]) -> None:
+    for scene in scenes[:3]:
+        fine = scene["naip"].astype(float)
+        expected = sum(fine[:, row::2, column::2] for row in (0, 1) for column in (0, 1)) / 4
+        assert np.abs(scene["naip_5m"] - expected).max() <= 0.5
 
 
 def test_true_colour_is_the_satellites(scenes: list[dict[str, Any]]) -> None:

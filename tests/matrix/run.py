@@ -58,7 +58,7 @@ class Bench:
         self.config = folder / "toy.yaml"
         settings = config(folder / "reference", data)
         settings["train"]["steps"] = steps
-        self.config.write_text(yaml.safe_dump(settings))
+        self.config.write_text(yaml.safe_dump(settings, sort_keys=False))
 
     def run(self, ranks: int, jobs: Iterable[tuple[str, tuple[str, ...]]], timeout: float = 3600) -> None:
         """Run (folder name, overrides) one after the other on one set of ranks; their output goes to ranks_<n>.log."""

@@ -56,27 +56,46 @@ def test_members_are_those_of_shards(shards: Path) -> None:
     images = ShardSet(shards)
     sampler = Sampler.plan(len(images), 16, 3, 100, None, None)
     assert sampler.window > 1
-    made = SyntheticLoader(SyntheticSet(3, 8, len(images)), sampler, 1, 2, torch.device("cpu"), 3)
+    made = SyntheticLoader(SyntheticSet({"image": (3, 8)}, len(images)), sampler, 1, 2, torch.device("cpu"), 3)
     read = Loader(images, "image", sampler, 1, 2, 0)
     first = 3
     for _, ours, theirs in zip(range(3 * sampler.window), made.batches(first), read.batches(first), strict=False):
         assert torch.equal(ours.members, theirs.members)
-        assert ours.images is made.images
+        assert ours.images is made.columns["image"]
 
 
 def test_images_belong_to_places_of_the_global_batch() -> None:
     sampler = Sampler.plan(1000, 16, 3, 100, None, None)
     made = [
-        SyntheticLoader(SyntheticSet(3, 32, 1000), sampler, rank, ranks, torch.device("cpu"), 5).images
+        SyntheticLoader(SyntheticSet({"image": (3, 32)}, 1000), sampler, rank, ranks, torch.device("cpu"), 5).columns[
+            "image"
+        ]
         for ranks in (1, 2)
         for rank in range(ranks)
     ]
     assert torch.equal(made[0], torch.cat(made[1:]))
     values = made[0].double()
     assert values.unique(dim=0).shape[0] == 16
-    mean, std = SyntheticSet(3, 32, 1000).statistics("image")
+    mean, std = SyntheticSet({"image": (3, 32)}, 1000).statistics("image")
     assert float((values.mean() - mean[0]) / std[0]) == pytest.approx(0, abs=0.02)
     assert float(values.std() / std[0]) == pytest.approx(1, abs=0.02)
+
+
+def test_several_images_of_a_sample_are_drawn_apart(synthetic: Path) -> None:
+    sampler = Sampler.plan(1000, 4, 3, 100, None, None)
+    shapes = {"a": (2, 16), "b": (1, 32), "image": (3, 16)}
+    made = SyntheticLoader(SyntheticSet(shapes, 1000), sampler, 0, 1, torch.device("cpu"), 5)
+    batch = next(made.batches(0))
+    assert {name: tuple(values.shape[1:]) for name, values in batch.columns.items()} == {
+        name: (channels, side, side) for name, (channels, side) in shapes.items()
+    }
+    a, b, _ = (values.double().flatten(1)[:, :512] for values in batch.columns.values())
+    assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.1
+    with pytest.raises(UserError, match="model.family=mae takes one image a sample"):
+        resolve(
+            load_config(synthetic, ["data.synthetic={channels: 3, images: {image: [3, 24]}}", "data.image_size=null"]),
+            1,
+        )
 
 
 @pytest.mark.parametrize(
@@ -90,6 +109,13 @@ def test_images_belong_to_places_of_the_global_batch() -> None:
         ("data.stage=/mnt/bb", "data.stage has no effect"),
         ("data.synthetic.chanels=3", "did you mean 'data.synthetic.channels'"),
         ("data.synthetic.samples=0", "data.synthetic.samples"),
+        ("data.synthetic.images={a: [3, 8]}", "data.synthetic.channels has no effect with data.synthetic.images"),
+        (
+            "data.synthetic={channels: 3, images: {a: [3, 8]}}",
+            "data.image_size has no effect with data.synthetic.images",
+        ),
+        ("data.synthetic={images: {a: [3, 0]}}", "data.synthetic.images.a.1"),
+        ("data.synthetic={images: {}}", "data.synthetic.images"),
     ],
 )
 def test_mistakes(synthetic: Path, override: str, words: str) -> None:
