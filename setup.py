@@ -12,7 +12,9 @@ version = next(
 )
 
 renamed = {"frontier_profiling": "profiling", "frontier_jobs": "jobs"}
-packages = find_packages(include=["frontier", "frontier.*", "data_prep", "data_prep.*", "gpna", "gpna.*"])
+packages = find_packages(
+    include=["frontier", "frontier.*", "data_prep", "data_prep.*", "gpna", "gpna.*", "scale_alibi", "scale_alibi.*"]
+)
 packages += list(renamed)
 # profiling/ has no __init__.py, so its folders are listed by hand rather than found.
 packages += [
@@ -29,6 +31,7 @@ extras = {
     "energy": ["nvidia-ml-py>=12"],  # AMD: the amdsmi of the installed ROCm
     "hdf5": ["hdf5plugin>=5.0"],
     "baselines": ["monai>=1.4"],  # the U-Net that segmentation is compared with
+    "probe": ["umap-learn>=0.5.6"],  # the method umap_kmeans of frontier probe
     "test": [
         "pytest>=8",
         "pytest-xdist>=3.6",
@@ -51,6 +54,7 @@ setup(
     packages=packages,
     package_dir=renamed,
     package_data={
+        "frontier": ["probe/published.yaml"],
         "gpna": ["descriptors/*.yaml"],
         "frontier_jobs": [
             "*.sh",

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from data_prep.command import main as shards_main
+from frontier import metrics
 from frontier.config.load import load_config
 from frontier.data.shards import ShardSet
 from frontier.launch.process_group import process_group
@@ -29,7 +30,6 @@ from frontier.train.checkpoint import load_model
 from frontier.train.plan import resolve
 from frontier.train.preemption import StopFlag
 from frontier.train.trainer import train
-from gpna import metrics
 from gpna.baselines import Budget, baselines, read_split
 from gpna.model import GPNA
 from gpna.predict import Predicted, open_split, predict

@@ -22,7 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from gpna_runs import one_thread, pretrain, told
+from experiment_runs import one_thread, pretrain, told
 
 from frontier.errors import UserError
 
@@ -136,8 +136,8 @@ def from_one_band(
 ) -> dict[str, float]:
     """r2 of the greenness of the test samples, predicted from `band` alone, by name of `wavelengths`: the (centre, width) in nm that
     the model is told of it. Values are normalised by the band's own mean and deviation."""
+    from frontier import metrics
     from frontier.config.load import validate
-    from gpna import metrics
     from gpna.predict import open_split, stored_batches
     from gpna.reader import GPNAReader, packed
     from gpna.sources import open_source

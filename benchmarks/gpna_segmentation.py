@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpna_runs import one_thread, pretrain, told
+from experiment_runs import one_thread, pretrain, told
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "jobs" / "configs" / "gpna_fields.yaml"
@@ -40,8 +40,8 @@ def held(
     from pydantic import TypeAdapter
 
     from data_prep.fields import make_fields
+    from frontier import metrics
     from frontier.models.init import initialise
-    from gpna import metrics
     from gpna.head_sections import TaskUnion
     from gpna.heads import build_head
 
@@ -90,7 +90,7 @@ def overrides(shards: Path, region: str, seed: int, more: Sequence[str]) -> list
 
 def run(work: Path, shards: Path, region: str, seed: int, more: Sequence[str] = ()) -> dict[str, Any]:
     """Of one training: by task the probability of class 1 [n, H, W] of the test images, their labels, and metrics of its argmax."""
-    from gpna import metrics
+    from frontier import metrics
     from gpna.predict import open_split, predict
 
     folder = work / f"{region}_{seed}"

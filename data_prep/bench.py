@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.inspect import table
 from frontier.data.hdf5 import open_file
 from frontier.data.shards import ShardSet
 from frontier.errors import UserError
+from frontier.table import table
 
 ROUNDS = 5
 

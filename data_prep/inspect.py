@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from data_prep.contents import contents
 from frontier.data.manifest import full_statistics, load_manifest
 from frontier.data.shards import ShardSet
+from frontier.table import table
 
 
 def info(directory: str | Path) -> dict[str, Any]:
@@ -56,18 +56,6 @@ def info(directory: str | Path) -> dict[str, Any]:
         "homepage": manifest.get("homepage"),
         "created_by": manifest.get("created_by"),
     }
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text as aligned columns, the first to the left, the others to the right."""
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if k == 0 else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
 
 
 def info_text(found: dict[str, Any]) -> str:

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frontier import metrics
 from frontier.data.manifest import nearest
 from frontier.data.shards import ShardSet
 from frontier.errors import UserError
 from frontier.probe.baselines import colour_texture
-from gpna import metrics
 
 Row = dict[str, Any]
 _YEAR_S = 365.2425 * 86_400

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.inspect import table
 from frontier.data.manifest import nearest
 from frontier.data.shards import ShardSet
 from frontier.errors import EXIT_OK, UserError
+from frontier.table import table
 from gpna.baselines import Row, baselines, read_split
 
 

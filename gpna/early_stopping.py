@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_prep.inspect import table
+from frontier.table import table
 from gpna.evaluation import LOWER, SCHEMA, Row
 
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from frontier.arguments import Parser
 from frontier.errors import EXIT_OK, UserError
+from frontier.evaluate import (
+    check_common,
+    common_options,
+    device_named,
+    finite,
+    fitting,
+    output_file,
+    run_folder,
+    run_parser,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -23,13 +31,11 @@ if TYPE_CHECKING:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="frontier evaluate",
-        description="Measure every task of a run of the family gpna on a split that it has not seen, with 95 % intervals.",
-        epilog="Writes RUN/evaluation.json, with --checkpoints RUN/early_stopping.json; `frontier report RUN` shows both.",
+    parser = run_parser(
+        "Measure every task of a run of the family gpna on a split that it has not seen, with 95 % intervals.",
+        "Writes RUN/evaluation.json, with --checkpoints RUN/early_stopping.json; `frontier report RUN` shows both.",
     )
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", help="RUN/checkpoints/step_<n>, or RUN: its newest complete one")
     add("--split", metavar="SPLIT", help="of each task's source (default: test; with --checkpoints: val)")
     add("--source", metavar="NAME", help="only the tasks of this source")
     add("--shards", metavar="FOLDER", help="measure --source on these shards instead of its own")
@@ -47,11 +53,7 @@ def _parser() -> Parser:
         metavar="A,B",
         help="with --texts: the classes in the order of the labels, or the one text of a regression",
     )
-    add("--batch", type=int, default=32, metavar="N", help="samples encoded at a time (default: 32)")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:<n> (default: auto: a GPU if any)")
-    add("--seed", type=int, default=0, help="of intervals and baselines (default: 0)")
-    add("--out", metavar="FILE", help="the rows as JSON (default: in RUN, replaced)")
-    add("--json", action="store_true", help="print JSON instead of tables")
+    common_options(parser, seed_of="intervals and baselines")
     return parser
 
 
@@ -62,15 +64,13 @@ def main(argv: Sequence[str]) -> int:
     from frontier.train.checkpoint import find_checkpoint
     from frontier.train.storage import write_json
 
-    device = _device(args.device)
+    device = device_named(args.device)
     checkpoint = find_checkpoint(args.checkpoint)
-    run = checkpoint.resolve().parent.parent if checkpoint.resolve().parent.name == "checkpoints" else checkpoint
-    name = "early_stopping.json" if args.checkpoints else "evaluation.json"
-    out = Path(args.out) if args.out else run / name
-    if out.is_dir() or not os.access(out.resolve().parent, os.W_OK):
-        raise UserError(f"{out} cannot be written: give a file in an existing, writable folder by --out")
+    out = output_file(args.out, checkpoint, "early_stopping.json" if args.checkpoints else "evaluation.json")
     measured, text = (
-        _all_checkpoints(args, run, device) if args.checkpoints else _one_checkpoint(args, checkpoint, device)
+        _all_checkpoints(args, run_folder(checkpoint), device)
+        if args.checkpoints
+        else _one_checkpoint(args, checkpoint, device)
     )
     found = finite(measured)
     write_json(out, found)
@@ -79,10 +79,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.batch < 1:
-        raise UserError(f"--batch {args.batch}: give a positive number")
-    if not 0 <= args.seed < 2**31:
-        raise UserError(f"--seed {args.seed}: give a number from 0 to 2147483647")
+    check_common(args)
     if args.shards and not args.source:
         raise UserError("--shards: say by --source which source of the run they stand for")
     if args.baseline_samples is not None and (not args.baselines or args.baseline_samples < 1):
@@ -94,13 +91,14 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _one_checkpoint(args: argparse.Namespace, checkpoint: Path, device: str) -> tuple[list[Row], str]:
+    from frontier.train.checkpoint import load_model
     from gpna.evaluation import baseline_rows, measure, open_parts
 
-    module, config, step = _load(checkpoint)
+    module, config, step = load_model(checkpoint)
     parts = open_parts(config, args.split or "test", **_chosen(args))
     texts = _texts(args, config, parts)
-    with _in_memory(args):
-        rows = measure(module, config, parts, texts=texts, device=device, batch=args.batch, seed=args.seed)
+    with fitting(args.batch):
+        rows = measure(cast(Any, module), config, parts, texts=texts, device=device, batch=args.batch, seed=args.seed)
     about = {"step": step, "checkpoint": checkpoint.name, "run_seed": config["run"]["seed"]}
     rows = [row | about | ({"texts": args.text_names} if texts and row["task"] in texts else {}) for row in rows]
     if args.baselines:
@@ -115,7 +113,7 @@ def _one_checkpoint(args: argparse.Namespace, checkpoint: Path, device: str) -> 
 
 
 def _all_checkpoints(args: argparse.Namespace, run: Path, device: str) -> tuple[dict[str, Any], str]:
-    from frontier.train.checkpoint import read_record, step_folder, steps_in
+    from frontier.train.checkpoint import load_model, read_record, step_folder, steps_in
     from frontier.train.storage import CorruptCheckpoint
     from gpna.early_stopping import as_text as stopping_text
     from gpna.early_stopping import early_stopping
@@ -130,26 +128,15 @@ def _all_checkpoints(args: argparse.Namespace, run: Path, device: str) -> tuple[
         except CorruptCheckpoint as error:
             _progress(f"passed over: {error}")
             continue
-        module, config, _ = _load(folder)
+        module, config, _ = load_model(folder)
         parts = parts or open_parts(config, args.split or "val", **_chosen(args))
         _progress(f"step {step}")
-        with _in_memory(args):
-            by_step[step] = measure(module, config, parts, device=device, batch=args.batch, seed=args.seed)
+        with fitting(args.batch):
+            by_step[step] = measure(cast(Any, module), config, parts, device=device, batch=args.batch, seed=args.seed)
     if not by_step:
         raise UserError(f"no complete checkpoint in {run}: --checkpoints takes a run, not one checkpoint of it")
     report = early_stopping(by_step)
     return report, f"{run}\n\n{stopping_text(report)}"
-
-
-def _load(checkpoint: Path) -> tuple[Any, dict[str, Any], int]:
-    from frontier.train.checkpoint import load_model
-
-    module, config, step = load_model(checkpoint)
-    if config["model"]["family"] != "gpna":
-        raise UserError(
-            f"{checkpoint} is of the family {config['model']['family']}, which has no tasks: measure it by frontier probe"
-        )
-    return module, config, step
 
 
 def _chosen(args: argparse.Namespace) -> dict[str, Any]:
@@ -181,53 +168,13 @@ def _texts(args: argparse.Namespace, config: dict[str, Any], parts: list[Any]) -
     return dict.fromkeys(asked, vectors)
 
 
-@contextmanager
-def _in_memory(args: argparse.Namespace) -> Iterator[None]:
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise UserError(f"--batch {args.batch} does not fit the memory of the device: give a smaller one") from None
-
-
-def _device(text: str) -> str:
-    import torch
-
-    if text == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        device = None
-    visible = torch.cuda.device_count()
-    if (
-        device is None
-        or device.type not in ("cpu", "cuda")
-        or (device.type == "cuda" and (device.index or 0) >= visible)
-    ):
-        raise UserError(
-            f"no device '{text}' here ({visible} GPUs are visible), --device: choose auto, cpu, cuda or cuda:<n>"
-        )
-    return text
-
-
 def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def finite(value: Any) -> Any:
-    """`value` with None for NaN and infinity, which JSON has not."""
-    if isinstance(value, dict):
-        return {name: finite(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def as_text(rows: Sequence[Row]) -> str:
     """A table for each task: models by metrics with their intervals; * is the metric that the task is judged by."""
-    from data_prep.inspect import table
+    from frontier.table import table
 
     out = []
     for task in dict.fromkeys(row["task"] for row in rows):

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from frontier import metrics
 from frontier.config.load import validate
 from frontier.data.manifest import nearest
 from frontier.data.shards import ShardSet
 from frontier.data.subset import Subset
 from frontier.errors import UserError
-from gpna import metrics
 from gpna.baselines import Budget, Split, baselines, read_split
 from gpna.head_sections import Task, TextTask
 from gpna.model import GPNA
@@ -156,7 +156,7 @@ def measure(
 
 
 def _split(flat: Mapping[str, Any]) -> Row:
-    """`metrics` and `ci95` by name, of what gpna.metrics returns."""
+    """`metrics` and `ci95` by name, of what frontier.metrics returns."""
     names = [name.removesuffix("_ci95") for name in flat if name.endswith("_ci95")]
     return {"metrics": {name: flat[name] for name in names}, "ci95": {name: flat[f"{name}_ci95"] for name in names}}
 
@@ -225,7 +225,7 @@ class _Gathered:
         return range(self.labels[0].shape[1]) if self.kind == "regression" else range(1)
 
     def measured(self, part: Part, name: str, seed: int, resamples: int) -> list[tuple[Row, np.ndarray]]:
-        """(what gpna.metrics says, which samples have a label [n]) of each output."""
+        """(what frontier.metrics says, which samples have a label [n]) of each output."""
         found, labels = np.concatenate(self.predicted), np.concatenate(self.labels)
         options: dict[str, Any] = {"groups": part.groups, "seed": seed, "resamples": resamples}
         train = None if part.train is None else training_labels(self.task, part.train, part.source.targets[name])

@@ -16,7 +16,7 @@ from frontier.errors import UserError
 from frontier.probe.baselines import band_statistics, colour_texture
 from frontier.probe.features import FeatureFunction, LabelledSamples
 from frontier.probe.images import stored_images
-from frontier.probe.subject import Ask, Subject, labels_of
+from frontier.probe.subject import Ask, Subject, inputs_record, labels_of
 from gpna.model import GPNA
 from gpna.predict import open_split
 from gpna.reader import GPNAReader
@@ -41,6 +41,8 @@ class Stored:
 
 def features(config: Mapping[str, Any], ask: Ask) -> Subject:
     """See `frontier.probe.subject.Subject`. Raises UserError for words without a meaning here and for other inputs than the run's."""
+    if ask.gsd_m is not None:
+        raise UserError("--gsd-m: what this family knows of ground sample distance is in the shards: leave it out")
     if ask.column is not None:
         raise UserError(f"--column {ask.column}: a gpna model reads all inputs of a source: name that by --source")
     if ask.resize:
@@ -67,8 +69,14 @@ def features(config: Mapping[str, Any], ask: Ask) -> Subject:
 
         return function
 
-    fits, measures = (LabelledSamples(_read(source), labels_of(source.shards)) for source in (train, test))
-    return Subject(train.shards, fits, measures, encode, baseline(train, reader("cpu")), {"source": name})
+    specs = {
+        column: {"bands": [{"name": band.name} for band in spec.bands], "gsd_m": spec.gsd_m}
+        for column, spec in train.inputs.items()
+    }
+    origin = {"source": name, **inputs_record(specs)}
+    views = {"normalisation": "mean and deviation of the run"}
+    fits, measures = (LabelledSamples(_read(source), labels_of(source.shards, ask.target)) for source in (train, test))
+    return Subject(train.shards, fits, measures, encode, baseline(train, reader("cpu")), origin, views)
 
 
 def pool(latents: Tensor, pooling: str) -> Tensor:

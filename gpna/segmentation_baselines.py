@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from frontier import metrics
 from frontier.errors import UserError
-from gpna import metrics
 from gpna.baselines import Budget, Row, Split, as_images, hold_out
 
 MISSING = 255

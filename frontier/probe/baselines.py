@@ -19,10 +19,14 @@ per pair of bands
 
 `band_statistics` describes any other input by the distribution of each band's values, wherever and whenever they are.
 
+`cell_statistics` describes the cells of a grid over an image, for probes of every place of it.
+
 The probes standardise features by the training split, so the mixture of units is no matter.
 """
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from frontier.errors import UserError
@@ -130,3 +134,24 @@ def band_statistics(values: NDArray, there: NDArray[np.bool_] | None = None) -> 
     if there is not None:
         columns.append(known.mean(2))
     return np.concatenate(columns, axis=1).astype(np.float32)
+
+
+def cell_statistics(images: NDArray, grid: tuple[int, int]) -> torch.Tensor:
+    """[N, rows, columns, 5 C] float32: statistics of the cells of `grid` that images [N, C, H, W] are divided into.
+
+    Of each band, in stored units: mean and standard deviation of the cell, its mean gradient magnitude a pixel, mean and standard deviation of the 3 x 3 cells around. Cells are
+    those of `torch.nn.functional.adaptive_avg_pool2d`, which overlap by a pixel where H or W is no multiple.
+    """
+    values = torch.from_numpy(images.astype(np.float32))
+    # About each band's own mean, squares lose no digits.
+    centre = values.mean((2, 3), keepdim=True)
+    values = values - centre
+    slope = (
+        torch.stack(torch.gradient(values, dim=(2, 3))).square().sum(0).sqrt()
+        if min(values.shape[2:]) > 1
+        else 0 * values
+    )
+    mean, square, steep = (F.adaptive_avg_pool2d(part, grid) for part in (values, values.square(), slope))
+    wide, wide_square = (F.avg_pool2d(part, 3, stride=1, padding=1, count_include_pad=False) for part in (mean, square))
+    spread = [(b - a.square()).clamp(min=0).sqrt() for a, b in ((mean, square), (wide, wide_square))]
+    return torch.cat([mean + centre, spread[0], steep, wide + centre, spread[1]], dim=1).permute(0, 2, 3, 1)

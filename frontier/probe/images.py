@@ -13,39 +13,64 @@ from frontier.data.shards import ShardSet
 from frontier.data.transforms import Normaliser
 from frontier.errors import UserError
 
-from .baselines import colour_texture
-from .features import FeatureFunction, LabelledSamples, encoder_features
-from .subject import Ask, Subject, labels_of
+from .baselines import cell_statistics, colour_texture
+from .features import FeatureFunction, GridFunction, LabelledSamples, encoder_features, encoder_grid
+from .subject import Ask, Subject, inputs_record, labels_of
 
 
 def image_subject(config: Mapping[str, Any], ask: Ask) -> Subject:
     """See `Subject`, of a resolved run config. Raises UserError where the shards do not suit the encoder."""
     if ask.source is not None:
         raise UserError(f"--source {ask.source}: this run has one stream of images: leave it out")
+    if ask.gsd_m is not None:
+        raise UserError("--gsd-m: models of this family know no ground sample distance: leave it out")
     data = config["data"]
     column = ask.column or data["column"]
     train, test = (ShardSet(ask.data, split=split) for split in ask.splits)
     _check(train, column, data, ask.resize)
 
-    def encode(module: nn.Module) -> FeatureFunction:
+    size = data["image_size"]
+    spec = train.manifest["images"][column]
+
+    def looks(module: nn.Module) -> Any:
         if not hasattr(module, "encode") or not (ask.layers is None or hasattr(module, "encode_layers")):
             raise UserError(f"{type(module).__name__} models give no tokens of an image: they cannot be probed")
-        size = data["image_size"]
-        encoder: Any = module
-        return encoder_features(encoder, data["mean"], data["std"], size, ask.pooling, ask.layers, ask.device)
+        return module
 
-    fits, measures = (labelled_images(shards, column, data["mean"]) for shards in (train, test))
-    return Subject(train, fits, measures, encode, ("colour_texture", colour_texture), {"column": column})
+    def encode(module: nn.Module) -> FeatureFunction:
+        return encoder_features(looks(module), data["mean"], data["std"], size, ask.pooling, ask.layers, ask.device)
+
+    def tokens(module: nn.Module) -> GridFunction:
+        return encoder_grid(looks(module), data["mean"], data["std"], size, ask.layers, ask.device)
+
+    fits, measures = (labelled_images(shards, column, data["mean"], ask.target) for shards in (train, test))
+    return Subject(
+        train,
+        fits,
+        measures,
+        encode,
+        ("colour_texture", colour_texture),
+        {"column": column, **inputs_record({column: spec})},
+        {"normalisation": "mean and deviation of the run", **_size_record(spec, size)},
+        tokens,
+        ("cell_statistics", cell_statistics),
+    )
 
 
-def labelled_images(shards: ShardSet, column: str, mean: Sequence[float]) -> LabelledSamples:
-    """Of a column of images, in stored units."""
+def _size_record(spec: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """How an encoder sees images of a column: {"resize": [from, to] or None, "gsd_seen_m": nominal metres a pixel after that}."""
+    own, gsd_m = spec["shape"][1], spec.get("gsd_m")
+    return {"resize": None if own == size else [own, size], "gsd_seen_m": gsd_m and gsd_m * own / size}
+
+
+def labelled_images(shards: ShardSet, column: str, mean: Sequence[float], target: str | None = None) -> LabelledSamples:
+    """Of a column of images, in stored units, with the labels of `target` (`targets.labels_of`)."""
     columns, images = stored_images(shards, column, mean)
 
     def read(start: int, stop: int) -> NDArray[Any]:
         return images({name: torch.from_numpy(shards.read(name, start, stop)) for name in columns})
 
-    return LabelledSamples(read=read, labels=labels_of(shards))
+    return LabelledSamples(read=read, labels=labels_of(shards, target))
 
 
 def stored_images(

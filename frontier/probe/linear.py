@@ -26,7 +26,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -99,17 +98,23 @@ class Recipe:
 @torch.no_grad()
 def probe(
     train: Features,
-    train_labels: NDArray[np.int64],
+    targets: NDArray[Any],
     test: Features,
     seed: int,
     device: str | torch.device = "cpu",
     recipe: Recipe | None = None,
-) -> tuple[NDArray[np.int64], dict[str, Any]]:
-    """The `linear` method of the table: predicted classes [n_test] and the recipe that was used."""
+) -> tuple[NDArray[Any], dict[str, Any]]:
+    """The `linear` method of the table, and the recipe that was used.
+
+    Targets: classes [n_train] -> predicted classes [n_test], by softmax; labels [n_train, K] of 0 and 1 -> probabilities
+    [n_test, K], by a sigmoid each (the same gradient of the binary cross-entropy, summed over the labels).
+    """
     recipe = recipe or Recipe.for_samples(len(train))
     generator = torch.Generator().manual_seed(seed)
-    features = torch.from_numpy(train).to(device)
-    labels = F.one_hot(torch.from_numpy(train_labels)).to(device, torch.float32)
+    features, known = torch.from_numpy(train).to(device), torch.from_numpy(targets)
+    several = targets.ndim == 2
+    answers = torch.sigmoid if several else _softmax
+    labels = (known if several else F.one_hot(known)).to(device, torch.float32)
     norm = nn.BatchNorm1d(train.shape[1], affine=False, eps=1e-6).to(device)
     weight = torch.empty(labels.shape[1], train.shape[1]).normal_(0.0, 0.01, generator=generator).to(device)
     bias = torch.zeros(len(weight), device=device)
@@ -125,18 +130,22 @@ def probe(
         order = None if whole else torch.randperm(len(train), generator=generator).to(device)
         for index in range(recipe.steps_per_epoch):
             if order is None:
-                inputs, targets = features, labels
+                inputs, wanted = features, labels
             else:
                 chosen = order[index * recipe.batch : (index + 1) * recipe.batch]
-                inputs, targets = norm(features[chosen]), labels[chosen]
+                inputs, wanted = norm(features[chosen]), labels[chosen]
             lr = recipe.rate_at(step)
             # Gradient of the mean cross-entropy by the logits, written out: small sets take thousands of
             # steps, in which autograd would take most of the time.
-            slope = torch.addmm(bias, inputs, weight.T).softmax(dim=1).sub_(targets).div_(len(inputs))
+            slope = answers(torch.addmm(bias, inputs, weight.T)).sub_(wanted).div_(len(inputs))
             lars_step(weight, slope.T @ inputs, weight_momentum, lr)
             lars_step(bias, slope.sum(dim=0), bias_momentum, lr)
             step += 1
     norm.eval()
-    predicted = torch.addmm(bias, norm(torch.from_numpy(test).to(device)), weight.T).argmax(dim=1)
+    logits = torch.addmm(bias, norm(torch.from_numpy(test).to(device)), weight.T).cpu()
     details = {"epochs": recipe.epochs, "steps": step, "batch": recipe.batch, "rate": recipe.rate}
-    return predicted.cpu().numpy(), details
+    return (logits.sigmoid() if several else logits.argmax(dim=1)).numpy(), details
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=1)

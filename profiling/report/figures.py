@@ -275,9 +275,10 @@ def step_split(rows: Sequence[tuple[str, Mapping[str, Spread]]], *, name: str, w
 
 
 def probe_bars(rows: Sequence[tuple[str, ProbeRow]], *, name: str, width: int) -> str:
-    """Accuracy in percent with 95 % intervals: one bar per (label, row), one colour per encoder."""
+    """Accuracy, or another share of 1, in percent with 95 % intervals: one bar per (label, row), one colour per encoder."""
     if not rows:
         return ""
+    metrics = " or ".join(dict.fromkeys(probes.metric_name(row) for _, row in rows))
     guess = probes.chance([row for _, row in rows])
     encoders = sorted({row.encoder for _, row in rows}, key=lambda e: (e != probes.PRETRAINED, e))
     colour = dict(zip(encoders, (*SERIES, *SERIES), strict=False))
@@ -288,7 +289,7 @@ def probe_bars(rows: Sequence[tuple[str, ProbeRow]], *, name: str, width: int) -
             place += 0.0 if previous is None else 1.0 if label == previous else 1.45
             previous = label
             places.append(place)
-            value = 100 * row.accuracy
+            value = 100 * row.score
             axes.barh(place, value, height=0.72, color=COLOURS[colour[row.encoder]], alpha=0.85)
             end = value
             if row.ci95:
@@ -323,9 +324,9 @@ def probe_bars(rows: Sequence[tuple[str, ProbeRow]], *, name: str, width: int) -
         axes.tick_params(axis="x", length=3)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("accuracy on the test split, %")
+        axes.set_xlabel(f"{metrics} on the test split, %")
 
-    return draw(name, "Probe accuracy with 95 % confidence intervals", width, 78 + 27 * len(rows), paint)
+    return draw(name, f"Probe {metrics} with 95 % confidence intervals", width, 78 + 27 * len(rows), paint)
 
 
 def overlaid_loss(runs: Sequence[tuple[str, Run]], *, over: str, name: str, width: int, height: int) -> str:

@@ -80,10 +80,12 @@ def _reconstructions(run: Run, shards: str | None) -> Pictures:
         raise UserError("the config names no data.shards")
     import torch
 
+    from frontier.data.manifest import split_to_show
+    from frontier.data.shards import ShardSet
     from frontier.data.transforms import Normaliser, resize
     from frontier.train.checkpoint import load_model
 
-    shard_set = _open_split(where)
+    shard_set = ShardSet(where, split=split_to_show(where))
     model: Any
     model, config, step = load_model(run.path)
     if not hasattr(model, "reconstruct"):
@@ -180,16 +182,6 @@ def check_room(parameters: Any) -> None:
         raise UserError(
             f"loading the model takes about {need:.1f} GiB, more than half of the memory that is free on this machine"
         )
-
-
-def _open_split(where: str) -> Any:
-    from frontier.data.shards import ShardSet, load_manifest
-
-    splits = load_manifest(where)["splits"]
-    for split in ("test", "val", "train"):
-        if splits.get(split, {}).get("samples"):
-            return ShardSet(where, split=split)
-    raise UserError(f"shards {where}: no split holds a sample")
 
 
 def _titles(shard_set: Any, chosen: np.ndarray) -> list[str]:

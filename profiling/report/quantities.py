@@ -12,7 +12,7 @@ import numpy as np
 
 from frontier_profiling.report import probes
 from frontier_profiling.report.energy import energy
-from frontier_profiling.report.read import Run
+from frontier_profiling.report.read import ProbeRow, Run
 from frontier_profiling.report.summary import (
     final_loss,
     last_median,
@@ -43,6 +43,13 @@ class Quantity:
     @property
     def source(self) -> str:
         return self.provenance if self.value is not None else NOT_MEASURED
+
+
+def _probe_note(row: ProbeRow | None) -> str:
+    """The method, and the metric where it is not accuracy."""
+    if row is None:
+        return ""
+    return row.method if row.metric == "accuracy" else f"{row.method}, {probes.metric_name(row)}"
 
 
 def _finite(value: Any, scale: float = 1.0) -> float | None:
@@ -222,20 +229,20 @@ def quantities(run: Run) -> list[Quantity]:
         Quantity(
             "probe_accuracy_pct",
             "Best probe, pretrained",
-            _finite(top.accuracy if top else None, 100.0),
+            _finite(top.score if top else None, 100.0),
             "%",
             MEASURED,
-            top.method if top else "",
+            _probe_note(top),
         ),
         Quantity("probe_ci95_low_pct", "Best probe, 95 % interval, low end", _finite(low, 100.0), "%", MEASURED),
         Quantity("probe_ci95_high_pct", "Best probe, 95 % interval, high end", _finite(high, 100.0), "%", MEASURED),
         Quantity(
             "baseline_accuracy_pct",
             "Best baseline",
-            _finite(rivals[0].accuracy if rivals else None, 100.0),
+            _finite(rivals[0].score if rivals else None, 100.0),
             "%",
             MEASURED,
-            f"{rivals[0].encoder}, {rivals[0].method}" if rivals else "",
+            f"{rivals[0].encoder}, {_probe_note(rivals[0])}" if rivals else "",
         ),
     ]
     return rows

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from frontier.errors import UserError
-from frontier_profiling.report.tasks import read_early_stopping, read_tasks
+from frontier_profiling.report import held_out, tasks
 
 COLUMNS = (
     "step", "epoch", "samples", "loss", "lr", "grad_norm", "images_per_s", "step_s", "data_s", "forward_s",
@@ -31,15 +31,18 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """One frozen-feature evaluation: accuracy in [0, 1] on the test split and its 95 % confidence interval."""
+    """One frozen-feature evaluation: `metric` in [0, 1] on the test split and its 95 % confidence interval."""
 
     method: str
     encoder: str
-    accuracy: float
+    score: float
     ci95: tuple[float, float] | None
     n_train: int | None
     n_test: int | None
     details: dict[str, Any]
+    metric: str = "accuracy"
+    published: bool = False
+    """A figure of others on the same data set, not measured here."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class Run:
     ranks: list[dict[str, Any]] = field(default_factory=list)
     """Lines of ranks.jsonl: comparisons of the ranks."""
     tasks: list[dict[str, Any]] = field(default_factory=list)
-    """Rows of evaluation.json."""
+    """Rows of evaluation.json that are of tasks."""
+    held_out: list[dict[str, Any]] = field(default_factory=list)
+    """Those of models without tasks (`frontier_profiling.report.held_out`)."""
     early_stopping: dict[str, Any] | None = None
     terms: dict[str, np.ndarray] = field(default_factory=dict)
     """The parts of the loss that were logged beside it, `loss_<name>` by name, as `columns`."""
@@ -111,6 +116,7 @@ def read_run(path: str | Path) -> Run:
     starts = _read_starts(path / "starts.jsonl", notes)
     columns, terms, memory_kind, energy_source = _read_metrics(path / "metrics.jsonl", notes)
     ranks = path / "ranks.jsonl"
+    evaluation = _read_evaluation(path / "evaluation.json", notes)
     return Run(
         path=path,
         name=path.resolve().name,
@@ -124,8 +130,9 @@ def read_run(path: str | Path) -> Run:
         notes=notes,
         energy_source=energy_source or str((starts[-1] if starts else {}).get("energy_source") or ""),
         ranks=_json_lines(ranks, notes) if ranks.is_file() else [],
-        tasks=read_tasks(path / "evaluation.json", notes),
-        early_stopping=read_early_stopping(path / "early_stopping.json", notes),
+        tasks=[row for row in evaluation if tasks.is_row(row)],
+        held_out=[row for row in evaluation if held_out.is_row(row)],
+        early_stopping=tasks.read_early_stopping(path / "early_stopping.json", notes),
         terms=terms,
     )
 
@@ -236,29 +243,48 @@ def _read_probe(file: Path, notes: list[str]) -> list[ProbeRow]:
         return []
     rows = [row for row in map(_probe_row, raw) if row is not None]
     if len(rows) < len(raw):
-        notes.append(f"probe.json: {len(raw) - len(rows)} row(s) without method, encoder or accuracy left out.")
+        notes.append(f"probe.json: {len(raw) - len(rows)} row(s) without method, encoder or figure left out.")
     return rows
 
 
 def _probe_row(raw: Any) -> ProbeRow | None:
     if not isinstance(raw, dict) or not raw.get("method") or not raw.get("encoder"):
         return None
-    accuracy = number(raw.get("accuracy"))
-    if not math.isfinite(accuracy):
+    metric = str(raw.get("metric") or "accuracy")
+    score = number(raw.get(metric))
+    if not math.isfinite(score):
         return None
-    bounds = raw.get("ci95")
+    bounds = raw.get("ci95" if metric == "accuracy" else f"{metric}_ci95")
     ci = tuple(map(number, bounds)) if isinstance(bounds, list) and len(bounds) == 2 else (math.nan, math.nan)
     sizes = [number(raw.get(key)) for key in ("n_train", "n_test")]
-    known = ("method", "encoder", "accuracy", "ci95", "n_train", "n_test")
+    known = (
+        "method",
+        "encoder",
+        "metric",
+        "n_train",
+        "n_test",
+        *(("accuracy", "ci95") if metric == "accuracy" else ()),
+    )
     return ProbeRow(
         method=str(raw["method"]),
         encoder=str(raw["encoder"]),
-        accuracy=accuracy,
+        score=score,
         ci95=(ci[0], ci[1]) if all(map(math.isfinite, ci)) else None,
         n_train=int(sizes[0]) if math.isfinite(sizes[0]) else None,
         n_test=int(sizes[1]) if math.isfinite(sizes[1]) else None,
         details={key: value for key, value in raw.items() if key not in known},
+        metric=metric,
+        published=raw.get("kind") == "published",
     )
+
+
+def _read_evaluation(file: Path, notes: list[str]) -> list[Any]:
+    """Rows of evaluation.json; what is none becomes a note."""
+    raw = tasks.read_evaluation(file, notes)
+    rows = [row for row in raw if tasks.is_row(row) or held_out.is_row(row)]
+    if len(rows) < len(raw):
+        notes.append(f"{file.name}: {len(raw) - len(rows)} row(s) without what was measured left out.")
+    return rows
 
 
 def _read_checkpoints(folder: Path) -> list[int]:

@@ -64,6 +64,7 @@ def run_record(run: Run, pictures: Sequence[Pictures]) -> dict[str, Any]:
         "probe": [probe_record(row) for row in probes.ordered(run.probe)],
         "differences": [difference_record(d) for d in probes.differences(run.probe)],
         "tasks": run.tasks,
+        "held_out": run.held_out,
         "early_stopping": run.early_stopping,
         "starts": run.starts,
         "restarts": [
@@ -87,11 +88,12 @@ def probe_record(row: ProbeRow) -> dict[str, Any]:
     return {
         "method": row.method,
         "encoder": row.encoder,
-        "accuracy": row.accuracy,
-        "ci95": list(row.ci95) if row.ci95 else None,
+        "metric": row.metric,
+        row.metric: row.score,
+        "ci95" if row.metric == "accuracy" else f"{row.metric}_ci95": list(row.ci95) if row.ci95 else None,
         "n_train": row.n_train,
         "n_test": row.n_test,
-        "provenance": "measured",
+        "provenance": "published" if row.published else "measured",
         **row.details,
     }
 
@@ -137,11 +139,18 @@ def reproduce(run: Run) -> list[str]:
     if run.tasks:
         baselines = " --baselines" if any(row.get("kind") == "baseline" for row in run.tasks) else ""
         lines.append(f"frontier evaluate {new} --split {shlex.quote(str(run.tasks[0]['split']))}{baselines}")
+    if run.held_out:
+        crops = {tuple(row["crop_scale"]) for row in run.held_out if row.get("crop_scale")}
+        cropped = "".join(f" --crop-scale {low},{high}" for low, high in crops)
+        lines.append(f"frontier evaluate {new} --split {shlex.quote(str(run.held_out[0]['split']))}{cropped}")
     if run.early_stopping:
         lines.append(f"frontier evaluate {new} --checkpoints")
     if run.probe and shards:
-        methods = dict.fromkeys(row.method for row in run.probe)
-        lines += [f"frontier probe {new} --data {shlex.quote(str(shards))} --method {method}" for method in methods]
+        methods = ",".join(dict.fromkeys(row.method for row in run.probe))
+        details = run.probe[0].details
+        target = f" --target {shlex.quote(str(details['target']))}" if details.get("target", "label") != "label" else ""
+        resize = " --resize" if any(row.details.get("resize") for row in run.probe) else ""
+        lines.append(f"frontier probe {new} --data {shlex.quote(str(shards))} --method {methods}{target}{resize}")
     return [*lines, f"frontier report {new}"]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from frontier import __version__
-from frontier_profiling.report import figures, probes, tasks, wording
+from frontier_profiling.report import figures, held_out, probes, tasks, wording
 from frontier_profiling.report.pictures import Pictures
 from frontier_profiling.report.quantities import Quantity, quantities
 from frontier_profiling.report.read import ProbeRow, Run
@@ -114,7 +114,7 @@ def run_drawings(run: Run) -> dict[str, str]:
     starts = [(f"start {i + 1}", step_time(run, _of_start(run, i))) for i in range(len(run.starts))]
     known = [row for row in starts if row[1]["step"].known]
     rows = known[-8:] if len(known) > 1 else []
-    top = dict.fromkeys(row.method for row in run.probe)
+    probed = probes.ordered(probes.measured(run.probe))
     return {
         "loss": figures.curve(run, "loss", "loss", name="loss", width=WIDE, height=330, smooth=True, events=True),
         "parts": figures.loss_parts(run, name="parts", width=WIDE, height=300),
@@ -125,7 +125,7 @@ def run_drawings(run: Run) -> dict[str, str]:
         "power": figures.power_trace(run, name="power", width=WIDE, height=250),
         "split": figures.step_split([*rows, ("all starts" if rows else "", step_time(run))], name="split", width=WIDE),
         "probe": figures.probe_bars(
-            [(method, row) for method in top for row in probes.ordered(run.probe) if row.method == method],
+            [(row.method, row) for row in probed],
             name="probe",
             width=WIDE,
         ),
@@ -157,6 +157,8 @@ HELPERS: dict[str, Any] = {
     "signed": signed,
     "fenced": fenced,
     "encoder_name": probes.encoder_name,
+    "metric_name": probes.metric_name,
+    "also": probes.also,
     "with_interval": tasks.with_interval,
     "with_loss": tasks.with_loss,
     "metric_value": tasks.value,
@@ -181,6 +183,7 @@ def run_context(run: Run, record: Mapping[str, Any], pictures: Sequence[Pictures
         "differences": probes.differences(run.probe),
         "probe_settings": probes.settings(run.probe),
         "tasks": tasks.by_task(run.tasks),
+        "held_out": held_out.by_method(run.held_out),
         "early": run.early_stopping,
         "pictures": pictures,
         **HELPERS,

@@ -11,18 +11,15 @@ from typing import Any
 _NEEDED = ("task", "model", "metric", "metrics", "ci95", "split", "n")
 
 
-def read_tasks(file: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """The rows of evaluation.json in its order; what is not one becomes a note."""
+def read_evaluation(file: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """The entries of evaluation.json in its order."""
     raw = _read(file, notes)
     if raw is None:
         return []
     if not isinstance(raw, list):
         notes.append(f"{file.name} is not a list of rows and was left out.")
         return []
-    rows = [row for row in raw if _is_row(row)]
-    if len(rows) < len(raw):
-        notes.append(f"{file.name}: {len(raw) - len(rows)} row(s) without task, model or metrics left out.")
-    return rows
+    return raw
 
 
 def read_early_stopping(file: Path, notes: list[str]) -> dict[str, Any] | None:
@@ -48,7 +45,8 @@ def _read(file: Path, notes: list[str]) -> Any:
         return None
 
 
-def _is_row(row: Any) -> bool:
+def is_row(row: Any) -> bool:
+    """Whether a row of evaluation.json is of a task."""
     if not isinstance(row, dict) or not all(key in row for key in _NEEDED):
         return False
     return isinstance(row["metrics"], dict) and isinstance(row["ci95"], dict)
@@ -90,10 +88,13 @@ def with_interval(row: dict[str, Any], name: str) -> str:
     """ "0.812 (0.790 to 0.833)"; "" where the row has no such metric."""
     if name not in row["metrics"]:
         return ""
-    bounds = row["ci95"].get(name)
+    return with_bounds(row["metrics"][name], row["ci95"].get(name))
+
+
+def with_bounds(number: Any, bounds: Any) -> str:
+    """A value and its interval, where it has one."""
     known = isinstance(bounds, list) and len(bounds) == 2 and all(isinstance(b, int | float) for b in bounds)
-    told = f" ({bounds[0]:.3f} to {bounds[1]:.3f})" if known else ""
-    return value(row["metrics"][name]) + told
+    return value(number) + (f" ({bounds[0]:.3f} to {bounds[1]:.3f})" if known else "")
 
 
 def with_loss(number: Any, loss: Any) -> str:

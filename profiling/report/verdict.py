@@ -56,13 +56,13 @@ def probe_clause(run: Run) -> str:
     top = probes.best(run.probe, PRETRAINED)
     if top is None:
         return f"frozen-feature accuracy {NOT_MEASURED}"
-    text = f"its best probe ({top.method}) reaches {percent(top.accuracy)}"
+    text = f"its best probe ({top.method}) reaches {probes.worded(top)}"
     if top.ci95:
         text += f" ({interval(top.ci95)})"
     rivals = [probes.difference(top, row) for row in probes.baselines(run.probe)]
     if not rivals:
         return f"{text}, baselines {NOT_MEASURED}"
-    against = listed([f"{percent(d.b.accuracy)} of the {encoder_name(d.b.encoder)}" for d in rivals])
+    against = listed([f"{percent(d.b.score)} of the {encoder_name(d.b.encoder)}" for d in rivals])
     return f"{text} against {against}: {_judgement(rivals)}"
 
 
@@ -133,9 +133,10 @@ def _best_probe(runs: Sequence[Run]) -> str:
     tops = [(top, run) for run in runs if (top := probes.best(run.probe, PRETRAINED)) is not None]
     if not tops:
         return f"frozen-feature accuracy {NOT_MEASURED}"
-    tops.sort(key=lambda pair: -pair[0].accuracy)
+    # Figures of one metric can be compared: that of the first run.
+    tops = sorted((pair for pair in tops if pair[0].metric == tops[0][0].metric), key=lambda pair: -pair[0].score)
     top, run = tops[0]
-    text = f"{run.name} has the best probe, {percent(top.accuracy)} ({top.method})"
+    text = f"{run.name} has the best probe, {probes.worded(top)} ({top.method})"
     if len(tops) == 1:
         return text
     second, other = tops[1]
@@ -145,4 +146,4 @@ def _best_probe(runs: Sequence[Run]) -> str:
         True: "outside the 95 % confidence intervals",
         False: "not separated, 95 % intervals overlap",
     }[apart]
-    return f"{text} against {percent(second.accuracy)} of {other.name}: {claim}"
+    return f"{text} against {percent(second.score)} of {other.name}: {claim}"

@@ -11,13 +11,13 @@ import pytest
 import yaml
 from sklearn import metrics as sk
 
+from frontier import metrics
 from frontier.cli import main as frontier
 from frontier.config.load import validate
 from frontier.data.shards import ShardSet
 from frontier.errors import UserError
 from frontier.train.checkpoint import build_model, load_model
 from frontier.train.plan import resolve
-from gpna import metrics
 from gpna.baselines import Budget
 from gpna.early_stopping import as_text, early_stopping
 from gpna.evaluate import as_text as text_of

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from data_prep.command import main as shards_main
+from frontier import metrics
 from frontier.data.shards import ShardSet
 from frontier.train.checkpoint import load_model
-from gpna import metrics
 from gpna.model import GPNA
 from gpna.predict import open_split, predict
 from tests.conftest import ROOT, SHARED_DATA, run_frontier

@@ -12,6 +12,7 @@ import yaml
 from data_prep.command import main as shards_command
 from frontier.errors import UserError
 from frontier.probe.command import main
+from frontier.probe.methods import METHODS
 from tests.conftest import run_frontier, toy_config
 
 
@@ -43,9 +44,11 @@ def test_all_methods_and_baselines(trained: Path, shards: Path, capsys: pytest.C
     assert probe(trained, "--data", shards, "--device", "cpu") == 0
     printed = capsys.readouterr()
     rows = json.loads((trained / "probe.json").read_text())
-    assert {(row["method"], row["encoder"]) for row in rows} == {
-        (m, e) for m in ("linear", "logistic", "knn") for e in ("pretrained", "random", "colour_texture")
-    }
+    every = [name for name, how in METHODS.items() if "classification" in how.kinds and not how.missing]
+    assert [(row["method"], row["encoder"]) for row in rows] == [
+        (m, e) for m in every for e in ("pretrained", "random", "colour_texture")
+    ]
+    assert ("umap_kmeans left out" in printed.err) == ("umap_kmeans" not in every)
     for row in rows:
         assert row["schema"] == 1
         assert (row["step"], row["checkpoint"], row["column"]) == (2, "step_00000002", "image")
@@ -61,7 +64,7 @@ def test_all_methods_and_baselines(trained: Path, shards: Path, capsys: pytest.C
     assert set(rows[0]["difference"]) == {"random", "colour_texture"}
     assert not list(trained.glob("*.tmp")) + list(trained.glob(".*"))
     assert "160 training and 40 test samples of 2 classes" in printed.out
-    assert printed.out.count("colour_texture") == 3
+    assert printed.out.count("colour_texture") == len(every)
     assert printed.err.count("features of 200 samples") == 3
 
 
@@ -77,6 +80,8 @@ def test_options_and_json(trained: Path, shards: Path, tmp_path: Path, capsys: p
     assert [row["features"] for row in rows] == [128, 128, 144]
     assert rows[1]["encoder_seed"] == 3 + 1 + 7
     assert rows[0]["layers"] == [0, 1]
+    assert (rows[0]["kind"], rows[0]["metric"], rows[0]["target"]) == ("measured", "accuracy", "label")
+    assert (rows[0]["resize"], rows[0]["gsd_m"], rows[0]["gsd_seen_m"]) == (None, None, None)
     after = (trained / "probe.json").read_text() if (trained / "probe.json").exists() else None
     assert after == before
 
@@ -97,7 +102,10 @@ def test_other_sizes_only_on_request(trained: Path, small: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--method", "svm"], "method 'svm' is unknown, --method: choose all or some of linear,logistic,knn"),
+        (["--method", "svm"], "method 'svm' is unknown, --method: choose all or some of linear,logistic,mlp,knn"),
+        (["--method", "segment"], "method segment does not take labels for classification, which 'label' has"),
+        (["--target", "colour"], "no target 'colour' in .*--target: there are: label"),
+        (["--method", "mlp", "--split-val", "val"], "no split 'val'"),
         (["--layers", "a,b"], "'a,b' is no list of blocks"),
         (["--layers", "1,1"], "names a block twice"),
         (["--layers", "0,9"], "layer 9 of 2 blocks"),

@@ -11,7 +11,7 @@ from frontier.models.init import initialise
 from frontier.models.mae import MAE, MAEConfig
 from frontier.probe import linear
 from frontier.probe.baselines import colour_texture
-from frontier.probe.evaluate import METHODS, evaluate
+from frontier.probe.evaluate import evaluate
 from frontier.probe.features import LabelledSamples, encoder_features, extract, pool
 from frontier.probe.table import table
 
@@ -50,7 +50,9 @@ def test_table_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
         "colour_texture": lambda: colour_texture,
     }
     rows = evaluate(encoders, train, test, seed=5, batch=64, progress=lines.append)
-    assert [(row["method"], row["encoder"]) for row in rows] == [(m, e) for m in METHODS for e in encoders]
+    assert [(row["method"], row["encoder"]) for row in rows] == [
+        (m, e) for m in ("linear", "logistic", "knn") for e in encoders
+    ]
     for row in rows:
         assert (row["n_train"], row["n_test"], row["classes"], row["seed"]) == (160, 40, 4, 5)
         assert 0 <= row["ci95"][0] <= row["accuracy"] <= row["ci95"][1] <= 1

@@ -65,6 +65,48 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
 
+def test_rows_of_maps_and_published_ones(tmp_path: Path) -> None:
+    """mIoU is the figure that counts; a published row is shown as such and is no baseline of this run."""
+    run = runs.make_run(tmp_path / "run")
+    maps = {"metric": "miou", "kind": "measured", "target": "land", "gsd_m": 10.0, "resize": [64, 32]}
+    table = [
+        runs.probe_row("segment", "pretrained", 0.9, **maps, miou=0.4, miou_ci95=[0.35, 0.45]),
+        runs.probe_row("segment", "random", 0.95, **maps, miou=0.3, miou_ci95=[0.25, 0.34]),
+        {
+            "method": "segment",
+            "encoder": "Theirs",
+            "kind": "published",
+            "metric": "miou",
+            "miou": 0.99,
+            "n_train": 5,
+            "n_test": 5,
+        },
+    ]
+    table[0]["difference"] = {"random": {"miou": 0.1, "ci95": [0.06, 0.14], "resamples": 1000}}
+    (run / "probe.json").write_text(json.dumps(table))
+    assert report(run) == 0
+    record = read_report(run)
+    assert (
+        "its best probe (segment) reaches 40.0 % mIoU (35.0 to 45.0 %) against 30.0 % of the random"
+        in record["verdict"]
+    )
+    assert [(row["encoder"], row["provenance"], row["miou"]) for row in record["probe"]] == [
+        ("pretrained", "measured", 0.4),
+        ("random", "measured", 0.3),
+        ("Theirs", "published", 0.99),
+    ]
+    assert record["probe"][0]["accuracy"] == 0.9
+    assert [(d["against"], d["interval_from"]) for d in record["differences"]] == [("random", probes.PAIRED)]
+    assert record["differences"][0]["ci95"] == [0.06, 0.14]
+    assert record["figures"]["probe_accuracy_pct"]["note"] == "segment, mIoU"
+    (line,) = [line for line in record["reproduce"] if line.startswith("frontier probe")]
+    assert line.endswith("--method segment --target land --resize")
+    text = (run / "report.md").read_text()
+    assert "| Theirs | mIoU | 99.0 % | not published | 5 | 5 |  | published |" in text
+    assert "native m a pixel 10.0, resized 64, 32" in text
+    assert "mIoU on the test split" in (run / "report.html").read_text()
+
+
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reported run with two restarts, two skipped steps and a probe."""

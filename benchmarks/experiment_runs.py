@@ -1,4 +1,4 @@
-"""What the GPNA experiments share: a run of `frontier pretrain` in this process, and means over seeds."""
+"""What experiments share: a run of `frontier pretrain` in this process, and means over seeds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pretrain(config: dict[str, Any] | Path, folder: Path, *overrides: str) -> tu
         shutil.rmtree(folder / "run", ignore_errors=True)
         path = config if isinstance(config, Path) else folder / "config.yaml"
         if isinstance(config, dict):
-            path.write_text(yaml.safe_dump({"run": {"dir": str(folder / "run")}, **config}))
+            path.write_text(yaml.safe_dump({"run": {"dir": str(folder / "run")}, **config}, sort_keys=False))
         with (folder / "log.txt").open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             code = main([str(path), f"run.dir={folder / 'run'}", *overrides])
         if code:

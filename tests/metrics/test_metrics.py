@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from gpna.metrics import binary, classification, multilabel, regression, segmentation, segmentation_counts
+from frontier.metrics import binary, classification, multilabel, regression, segmentation, segmentation_counts
 
 
 def numbers(n: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
