@@ -9,12 +9,19 @@ from collections.abc import Sequence
 
 VERBS: dict[str, tuple[str, str]] = {
     "pretrain": ("frontier.train.command:main", "pretrain a model from a config; resumes by itself"),
-    "probe": ("frontier.probe.command:main", "evaluate a frozen encoder: linear, logistic, kNN, with baselines"),
-    "evaluate": ("gpna.evaluate:main", "measure every task of a run on a held-out split, with baselines; when to stop"),
+    "probe": (
+        "frontier.probe.command:main",
+        "evaluate a frozen encoder: linear, MLP, kNN, k-means, maps; with baselines",
+    ),
+    "evaluate": (
+        "frontier.evaluate:main",
+        "measure a run on a held-out split by what its family learns, with baselines",
+    ),
     "export": (
         "frontier.export.command:main",
-        "write a checkpoint's weights for others to load: safetensors, hf, timm",
+        "write a checkpoint's weights for others to load: safetensors, hf, timm, croma",
     ),
+    "import": ("scale_alibi.croma_import:main", "CROMA's released weights as a checkpoint to probe or train on from"),
     "doctor": ("frontier.doctor.command:main", "check node, ranks and environment; measure this machine for `plan`"),
     "plan": (
         "frontier_profiling.predict.command:main",

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-TOP_LEVEL = {"frontier", "data_prep", "gpna", "frontier_jobs", "frontier_profiling"}
+TOP_LEVEL = {"frontier", "data_prep", "gpna", "scale_alibi", "frontier_jobs", "frontier_profiling"}
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,7 @@ def test_wheel_holds_these_names_only(wheel: Path) -> None:
         "frontier_profiling/report/report.css",
         "frontier_profiling/studies/weak_scaling.yaml",
         "frontier/train/trainer.py",
+        "frontier/probe/published.yaml",
     ):
         assert needed in names, needed
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from frontier.errors import UserError
-from frontier.export.layout import WEIGHTS, Layout, Source
+from frontier.export.layout import Layout, Source
 
 WINDOWS = 5
 """Rows of the table of losses: equal pieces of the training."""
@@ -33,16 +33,22 @@ def model_card(source: Source, layout: Layout, folder: str, digest: str) -> str:
         *(note.replace("FOLDER", folder) for note in layout.notes),
         "## Weights",
         _table(_weights(source, layout, digest)),
-        "## Trained on",
-        *_data(source),
-        "## Training",
-        _table(_training(source)),
-        *_losses(source),
+        *_history(source),
         *_probe(source),
         "## Not stated",
         "The licence of these weights: whoever shares them adds it, and checks it against that of the data.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _history(source: Source) -> list[str]:
+    """What the weights were trained on and how; of weights from elsewhere, where they come from."""
+    origin = source.record.get("origin")
+    if origin is None:
+        return ["## Trained on", *_data(source), "## Training", _table(_training(source)), *_losses(source)]
+    rows = [(key, value) for key, value in origin.items()]
+    said = "Not trained here. Nothing is recorded of their training; the shards below gave sizes and statistics alone."
+    return ["## Origin of the weights", _table(rows), said, *_data(source)]
 
 
 def _cell(value: Any) -> str:
@@ -60,7 +66,7 @@ def _weights(source: Source, layout: Layout, digest: str) -> list[tuple[str, Any
     rows: list[tuple[str, Any]] = [
         ("part", {"all": "the whole model", "encoder": "the encoder"}[layout.part]),
         ("values", f"{count:,} in {len(layout.tensors)} tensors, float32"),
-        (f"sha256 of {WEIGHTS}", digest),
+        (f"sha256 of {layout.weights}", digest),
     ]
     if data.get("image_size") and data.get("mean"):
         rows += [
@@ -72,17 +78,17 @@ def _weights(source: Source, layout: Layout, digest: str) -> list[tuple[str, Any
     return rows
 
 
-def _shard_folders(config: Any) -> Iterator[tuple[str, str]]:
-    """Every `shards:` of a config, at any depth, with the `split:` beside it."""
+def _named(config: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every text under `key` of a config, at any depth, and the section that it stands in."""
     if isinstance(config, Mapping):
-        for key, value in config.items():
-            if key == "shards" and isinstance(value, str):
-                yield value, str(config.get("split", "train"))
+        for name, value in config.items():
+            if name == key and isinstance(value, str):
+                yield value, config
             else:
-                yield from _shard_folders(value)
+                yield from _named(value, key)
     elif isinstance(config, list):
         for value in config:
-            yield from _shard_folders(value)
+            yield from _named(value, key)
 
 
 def _data(source: Source) -> list[str]:
@@ -90,7 +96,8 @@ def _data(source: Source) -> list[str]:
 
     recorded = {key: str(value) for key, value in source.record["fixed"].items() if "fingerprint" in key}
     rows, bands = [], []
-    for folder, split in dict.fromkeys(_shard_folders(source.config)):
+    folders = [(folder, str(section.get("split", "train"))) for folder, section in _named(source.config, "shards")]
+    for folder, split in dict.fromkeys(folders):
         try:
             manifest = load_manifest(folder)
         except UserError:
@@ -101,10 +108,12 @@ def _data(source: Source) -> list[str]:
         state = "as in training" if same else "others than in training lie there now"
         count = manifest["splits"].get(split, {}).get("samples", UNKNOWN)
         rows.append((manifest["name"], split, count, *facts, state))
-        # Of several sources every input is read; else one column is.
-        column = None if source.config["data"].get("sources") else source.config["data"].get("column")
+        # Of several sources every input is read; else the columns that are named.
+        columns = (
+            None if source.config["data"].get("sources") else {name for name, _ in _named(source.config, "column")}
+        )
         for name, image in manifest["images"].items():
-            if same and column in (None, name):
+            if same and (columns is None or name in columns):
                 bands += [
                     (manifest["name"], band["name"], band.get("centre_nm"), band.get("width_nm"), image.get("units"))
                     for band in image["bands"]
@@ -130,8 +139,10 @@ def _training(source: Source) -> list[tuple[str, Any]]:
         for start in _rows(source.run, "starts.jsonl")
         if "world_size" in start and "device" in start
     )
+    begun = [("weights to begin with", train["start_from"])] if train.get("start_from") else []
     return [
         ("steps", f"{record['step']:,}"),
+        *begun,
         ("samples seen", f"{record['samples']:,}"),
         ("steps left out as not finite or wild", guard.get("skipped", UNKNOWN)),
         ("global batch", train["global_batch"]),
@@ -184,16 +195,17 @@ def _probe(source: Source) -> list[str]:
     """The rows of RUN/probe.json that belong to this checkpoint."""
     try:
         rows = [] if source.run is None else json.loads((source.run / "probe.json").read_text())
-        rows = [row for row in rows if row["checkpoint"] == source.checkpoint.name]
+        rows = [row for row in rows if row.get("checkpoint") == source.checkpoint.name]
         if not rows:
             return []
         from frontier.probe.table import table
 
         first = rows[0]
+        pooled = f", pooling {first['pooling']}" if first.get("pooling") else ", grid of tokens"
         return [
             "## Probe, measured",
             f"Frozen features of this checkpoint on {first['data']}: {first['n_train']} training and {first['n_test']} test "
-            f"samples of {first['classes']} classes, pooling {first['pooling']}.",
+            f"samples of {first['classes']} classes{pooled}.",
             f"```\n{table(rows)}\n```",
         ]
     except (OSError, ValueError, KeyError, TypeError):

@@ -15,18 +15,20 @@ FORMATS = {
     "safetensors": "frontier.export.native",
     "hf": "frontier.export.hf",
     "timm": "frontier.export.timm",
+    "croma": "scale_alibi.croma_export",
 }
-"""format -> module with `check(config)` and `layout(source, part)`"""
+"""format -> module with `check(config)` and `layout(source, part)`; those of a family's own are known as strings alone"""
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="frontier export",
-        description="Write a checkpoint's weights for others: model.safetensors (float32), its config and a model card. "
+        description="Write a checkpoint's weights for others: one file (float32), its config and a model card. "
         "The folder appears whole or not at all; the same checkpoint gives the same weights file, byte for byte.",
         epilog="formats: safetensors, for every family: names of the module, loaded by frontier.export.load_exported · "
         "hf: transformers' ViTMAEForPreTraining, for plain runs of the family mae · timm: the encoder for timm's "
-        "VisionTransformer, for the family mae. docs/export.md",
+        "VisionTransformer, for the family mae · croma: CROMA_like.pt in the layout of CROMA's released weights, for the first two "
+        "sensors of the family scale_alibi. docs/export.md",
     )
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="RUN/checkpoints/step_<n>, or RUN: its newest complete one")
@@ -65,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     out = Path(args.out)
     from frontier.export.card import model_card
     from frontier.export.folder import check_target, safetensors_library, write_folder
-    from frontier.export.layout import WEIGHTS, Layout, Source
+    from frontier.export.layout import Layout, Source
     from frontier.train.checkpoint import find_checkpoint, load_model, read_record
     from frontier.train.storage import CorruptCheckpoint
 
@@ -84,5 +86,5 @@ def main(argv: Sequence[str]) -> int:
     )
     count = sum(tensor.numel() for tensor in layout.tensors.values())
     print(f"{out}: {checkpoint} as {args.format}, {layout.part}, {count:,} values in {len(layout.tensors)} tensors")
-    print(f"{digest}  {out / WEIGHTS}")
+    print(f"{digest}  {out / layout.weights}")
     return EXIT_OK

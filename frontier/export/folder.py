@@ -14,7 +14,7 @@ from frontier.export.layout import WEIGHTS, Layout
 
 CARD = "README.md"
 OURS = frozenset(
-    {WEIGHTS, CARD, "config.json", "frontier_config.json", "preprocessor_config.json"},
+    {WEIGHTS, "CROMA_like.pt", CARD, "config.json", "frontier_config.json", "preprocessor_config.json"},
 )
 """Names that an exported folder may hold; --force replaces a folder of these alone."""
 
@@ -70,9 +70,12 @@ def write_folder(folder: Path, layout: Layout, card: Callable[[str], str], force
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        weights = temporary / WEIGHTS
-        save_file(layout.tensors, weights, metadata=layout.metadata)
-        _sort_metadata(weights)
+        weights = temporary / layout.weights
+        if layout.save is not None:
+            layout.save(weights)
+        else:
+            save_file(layout.tensors, weights, metadata=layout.metadata)
+            _sort_metadata(weights)
         with open(weights, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         for name, text in {**layout.texts, CARD: card(digest)}.items():

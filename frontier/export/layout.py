@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,14 @@ class Layout:
 
     Attributes:
         part: words for the card: which parameters.
-        tensors: name -> float32 tensor, for model.safetensors.
+        tensors: name -> float32 tensor, for the file of weights.
         metadata: of model.safetensors; strings.
         texts: further files, name -> content.
         usage: Python lines that load it, for the card.
         notes: paragraphs of the card on what the format means.
         tags: front matter of the card, key -> value.
+        weights: name of the file of weights.
+        save: writes that file where it is not safetensors: the same bytes for the same tensors.
     """
 
     part: str
@@ -59,6 +62,8 @@ class Layout:
     usage: str
     notes: tuple[str, ...] = ()
     tags: dict[str, str] = field(default_factory=dict)
+    weights: str = WEIGHTS
+    save: Callable[[Path], None] | None = None
 
 
 def as_json(value: Any) -> str:

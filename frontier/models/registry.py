@@ -81,6 +81,7 @@ def image_shape(config: Any) -> ImageShape:
 _BUILT_IN = {
     "mae": "frontier.models.mae_family:FAMILY",
     "gpna": "gpna.family:FAMILY",
+    "scale_alibi": "scale_alibi.family:FAMILY",
 }
 
 

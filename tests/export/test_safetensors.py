@@ -141,7 +141,8 @@ def test_card_without_run_or_shards(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--format", "croma"], "format 'croma' does not exist, --format: there are safetensors, hf, timm"),
+        (["--format", "terra"], "format 'terra' does not exist, --format: there are safetensors, hf, timm, croma"),
+        (["--format", "croma"], "a model of the family mae does not fit --format croma"),
         (["--format", "safetensor"], "did you mean safetensors?"),
         (["--format", "safetensors", "--part", "decoder"], "there are encoder and all"),
         (["--format", "hf", "--part", "all"], "--part has no effect with --format hf"),

@@ -16,6 +16,8 @@ from tests.conftest import run_frontier, toy_config, write_images
 from tests.gpna.sets import small_config, write_both
 from tests.matrix.cells import FURTHER, RANKS, STEPS, STOP, STRATEGIES, VARIANTS, Cell, matrix
 from tests.matrix.run import TOLERANCE, Bench
+from tests.scale_alibi.triplets import small_config as triplet_config
+from tests.scale_alibi.triplets import write_triplets
 
 
 def toy_data(folder: Path) -> Path:
@@ -27,7 +29,11 @@ def toy_data(folder: Path) -> Path:
     return folder / "toy"
 
 
-FAMILIES = {"mae": (toy_data, toy_config, STEPS, STOP), "gpna": (write_both, small_config, 12, 5)}
+FAMILIES = {
+    "mae": (toy_data, toy_config, STEPS, STOP),
+    "gpna": (write_both, small_config, 12, 5),
+    "scale_alibi": (write_triplets, triplet_config, 12, 5),
+}
 """By family: what makes its data, its small run on them, its steps, and where the first side of a stop-and-resume ends."""
 
 

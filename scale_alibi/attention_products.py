@@ -1,0 +1,230 @@
+"""Attention with a distance bias on a CPU, as matrix products over chunks of queries.
+
+What a fused kernel would do, from PyTorch's products: the scores of a chunk are made in a buffer, bias and all, and are gone with the chunk.
+The distances of a chunk serve every head. For the backward pass the logarithm of each query's denominator is kept, so that
+probabilities come back as exp(score - log denominator).
+
+With s = 1 / sqrt(d) and w_ij = m (g_ij^power - min_j g_ij^power), whose least value is taken off since it changes no probability:
+
+    P = exp(s Q K^T - w) / rowsum                       O = P V
+    dV = P^T dO     dS = P * (dO V^T - rowsum(dO * O))  dQ = s dS K     dK = s dS^T Q
+
+What is subtracted from a row of scores rides along as a further column of Q against ones in K. Scores are float32 in every precision;
+in bf16 the products with probabilities are bf16 ones.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from frontier.models.attention import SAVED_OPERATORS
+from scale_alibi.geometry import distances, squared_distances
+
+SCORES_A_THREAD = 2**20
+"""Scores of a chunk for every thread: in bf16 smaller chunks were measured slower (2^19 by a tenth, 2^18 by a third), larger ones no faster."""
+LEAST_SCORE = -80.0
+"""Below it exp leaves float32's normal range, where it and the products were measured 2 to 7 times slower. Scores that may be lower are
+raised to it: the exp adds nothing that float32 could show."""
+SAFE_SCORE = 40.0
+"""Scores below this in magnitude need no maximum taken off: exp(40), exp(-40) and sums of them are far inside float32's range."""
+
+
+class _Chunks(NamedTuple):
+    """Slices whose scores make up a chunk: several heads at once only where all their queries fit, several samples only where all
+    their heads do. `scores`: of the largest.
+    """
+
+    samples: list[slice]
+    rows: list[slice]
+    heads: list[slice]
+    scores: int
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor) -> _Chunks:
+        batch, heads, queries, _ = q.shape
+        budget = left = max(SCORES_A_THREAD * torch.get_num_threads() // k.shape[2], 1)
+        slices = []
+        for size in (queries, heads, batch):
+            step = min(max(left, 1), size)
+            left //= size
+            slices.append([slice(first, min(first + step, size)) for first in range(0, size, step)])
+        return cls(slices[2], slices[0], slices[1], min(budget, batch * heads * queries) * k.shape[2])
+
+
+def _flat(x: Tensor, *columns: Tensor | float) -> Tensor:
+    """x [s, H, n, d] -> [s * H, n, d + c], with further columns: each [s, H, n, 1], or a number."""
+    if columns:
+        filled = (c if isinstance(c, Tensor) else x.new_full((*x.shape[:-1], 1), c) for c in columns)
+        x = torch.cat([x, *filled], -1)
+    return x.flatten(0, 1)
+
+
+def _bias(q_at: Tensor, k_at: Tensor, power: int) -> Tensor:
+    """g^power less its least value of each query [s or 1, 1, rows, M]."""
+    bias = (distances if power == 1 else squared_distances)(q_at, k_at)
+    return bias.sub_(bias.amin(-1, keepdim=True))[:, None]
+
+
+def _of(at: Tensor, samples: slice) -> Tensor:
+    """The places of these samples: all there are, where one serves every sample."""
+    return at if at.shape[0] == 1 else at[samples]
+
+
+def _scores(queries: Tensor, keys_t: Tensor, bias: Tensor, slopes: Tensor, buffer: Tensor) -> Tensor:
+    """queries [s * h, rows, d] times keys_t [s * h, d, M], less slopes [h] times bias: in the buffer."""
+    shape = queries.shape[0], queries.shape[1], keys_t.shape[2]
+    scores = _view(buffer, shape)
+    torch.bmm(queries, keys_t, out=scores)
+    scores.view(-1, slopes.shape[0], *shape[1:]).addcmul_(bias, slopes[:, None, None], value=-1)
+    return scores
+
+
+def _exp(scores: Tensor, least: float) -> Tensor:
+    """In place, for scores none of which is below `least`."""
+    return (scores if least > LEAST_SCORE else scores.clamp_(min=LEAST_SCORE)).exp_()
+
+
+def _greatest(queries: Tensor, keys_t: Tensor) -> float:
+    """No product of a query and a key is greater in magnitude (Cauchy and Schwarz)."""
+    return float((queries.norm(dim=-1).amax(-1) * keys_t.norm(dim=-2).amax(-1)).amax())
+
+
+def _view(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return buffer[: math.prod(shape)].view(shape)
+
+
+def forward_pass(
+    q: Tensor, k: Tensor, v: Tensor, q_at: Tensor, k_at: Tensor, slopes: Tensor, power: int
+) -> tuple[Tensor, Tensor]:
+    """(out [B, H, N, d], logarithm of each query's denominator [B, H, N] in float32); arguments as in `attend`."""
+    out, logs = _results(q)
+    low = q.dtype != torch.float32
+    chunks = _Chunks.of(q, k)
+    steepest = {heads.start: float(slopes[heads].amax()) for heads in chunks.heads}
+    buffer = q.new_empty(chunks.scores, dtype=torch.float32)
+    low_buffer = q.new_empty(chunks.scores if low else 0)
+    for samples in chunks.samples:
+        queries, keys_t = _flat(q[samples].float() * q.shape[-1] ** -0.5), _flat(k[samples].float()).transpose(1, 2)
+        values = _flat(v[samples])
+        greatest = _greatest(queries, keys_t)
+        for rows in chunks.rows:
+            bias = _bias(_of(q_at, samples)[:, rows], _of(k_at, samples), power)
+            furthest = float(bias.amax())
+            for heads in chunks.heads:
+                own = slice(heads.start, heads.start + (samples.stop - samples.start) * (heads.stop - heads.start))
+                p = _scores(queries[own, rows], keys_t[own], bias, slopes[heads], buffer)
+                least = -greatest - furthest * steepest[heads.start]
+                if greatest < SAFE_SCORE:
+                    total = _exp(p, least).sum(-1, keepdim=True)
+                    log = total.log()
+                else:
+                    top = p.amax(-1, keepdim=True)
+                    total = _exp(p.sub_(top), least - greatest).sum(-1, keepdim=True)
+                    log = total.log().add_(top)
+                p = _view(low_buffer, p.shape).copy_(p) if low else p
+                place = samples, heads, rows
+                out[place] = torch.bmm(p, values[own]).div_(total).view(out[place].shape)
+                logs[place] = log.view(logs[place].shape)
+    return out, logs
+
+
+def backward_pass(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_at: Tensor,
+    k_at: Tensor,
+    slopes: Tensor,
+    out: Tensor,
+    logs: Tensor,
+    power: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v."""
+    dq, dk, dv = _like(q), _like(k), _like(v)
+    scale, low = q.shape[-1] ** -0.5, q.dtype != torch.float32
+    chunks = _Chunks.of(q, k)
+    steepest = {heads.start: float(slopes[heads].amax()) for heads in chunks.heads}
+    buffer, second = q.new_empty(chunks.scores, dtype=torch.float32), q.new_empty(chunks.scores)
+    low_buffer = q.new_empty(chunks.scores if low else 0)
+    for samples in chunks.samples:
+        queries_less = _flat(q[samples].float() * scale, -logs[samples][..., None])
+        keys_t = _flat(k[samples].float(), 1.0).transpose(1, 2)
+        greatest = _greatest(queries_less[..., :-1], keys_t[:, :-1]) + float(logs[samples].abs().amax())
+        delta = (grad[samples].float() * out[samples].float()).sum(-1, keepdim=True).neg_()
+        # A bf16 column would round what is subtracted from dO V^T, so the rest goes into another.
+        columns = (delta.to(grad.dtype), (delta - delta.to(grad.dtype)).to(grad.dtype))[: 2 if low else 1]
+        grads = _flat(grad[samples], *columns)
+        values_t = _flat(v[samples], *(1.0 for _ in columns)).transpose(1, 2)
+        queries, keys = _flat(q[samples]), _flat(k[samples])
+        dk_sum, dv_sum = (torch.zeros(keys.shape, dtype=torch.float32, device=k.device) for _ in range(2))
+        for rows in chunks.rows:
+            bias = _bias(_of(q_at, samples)[:, rows], _of(k_at, samples), power)
+            furthest = float(bias.amax())
+            for heads in chunks.heads:
+                own = slice(heads.start, heads.start + (samples.stop - samples.start) * (heads.stop - heads.start))
+                p = _scores(queries_less[own, rows], keys_t[own], bias, slopes[heads], buffer)
+                p = _exp(p, -greatest - furthest * steepest[heads.start])
+                p = _view(low_buffer, p.shape).copy_(p) if low else p
+                ds = torch.bmm(grads[own, rows], values_t[own], out=_view(second, p.shape)).mul_(p)
+                place = samples, heads, rows
+                dq[place] = torch.bmm(ds, keys[own]).mul_(scale).view(dq[place].shape)
+                for total, weights, x in ((dv_sum, p, grads[..., : v.shape[-1]]), (dk_sum, ds, queries)):
+                    if low:
+                        total[own] += torch.bmm(weights.transpose(1, 2), x[own, rows])
+                    else:
+                        total[own].baddbmm_(weights.transpose(1, 2), x[own, rows])
+        dk[samples] = dk_sum.mul_(scale).view(dk[samples].shape)
+        dv[samples] = dv_sum.view(dv[samples].shape)
+    return dq, dk, dv
+
+
+def _like(x: Tensor) -> Tensor:
+    """Empty [B, H, n, d] with tokens outside and heads inside, as fused kernels leave their results."""
+    return x.new_empty(x.transpose(1, 2).shape).transpose(1, 2)
+
+
+def _results(q: Tensor) -> tuple[Tensor, Tensor]:
+    return _like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+attention_products = torch.library.custom_op("scale_alibi::attention_products", forward_pass, mutates_args=())
+attention_products_backward = torch.library.custom_op(
+    "scale_alibi::attention_products_backward", backward_pass, mutates_args=()
+)
+
+
+@attention_products.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, q_at: Tensor, k_at: Tensor, slopes: Tensor, power: int) -> tuple[Tensor, Tensor]:
+    return _results(q)
+
+
+@attention_products_backward.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(q), _like(k), _like(v)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.power = inputs[-1]
+    ctx.save_for_backward(*inputs[:-1], *output)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, _grad_logs: Tensor | None) -> tuple[Any, ...]:
+    tensors = ctx.saved_tensors  # read once: checkpointing makes them then
+    gradients = (None, None, None) if grad is None else attention_products_backward(grad, *tensors, ctx.power)
+    return *gradients, None, None, None, None
+
+
+attention_products.register_autograd(_backward, setup_context=_keep)
+SAVED_OPERATORS.add("scale_alibi::attention_products")
+
+
+def products(q: Tensor, k: Tensor, v: Tensor, q_at: Tensor, k_at: Tensor, slopes: Tensor, power: int) -> Tensor:
+    """`attend` by `attention_products`."""
+    out: Tensor = attention_products(q, k, v, q_at, k_at, slopes, power)[0]
+    return out

@@ -1,0 +1,86 @@
+"""Predictions put back into images: exact where the prediction is the truth, and what is counted on hidden patches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from frontier.models.vit import patchify
+from scale_alibi.decoder import targets
+from scale_alibi.reconstruct import encode_masked, predict, reconstruct, restore, squared_errors
+from tests.scale_alibi.sizes import inputs, small
+
+
+@pytest.mark.parametrize("scope", ["modality", "joint"])
+def test_the_truth_reconstructs_the_images(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given = small(norm_scope=scope), inputs(3)
+    for name, offset in (("radar", -3.0), ("lores", 0.5), ("hires", 8.0)):
+        given["images"][name] = 2 * given["images"][name] + offset
+    assert model.decoder is not None
+    patches = {name: patchify(images, 8) for name, images in given["images"].items()}
+    true = targets(model.config, patches)
+    monkeypatch.setattr(model.decoder, "forward", lambda joint, order: true)
+    found, hidden = reconstruct(model, **given)
+    for name, images in given["images"].items():
+        torch.testing.assert_close(found[name], images, atol=1e-5, rtol=1e-5)
+        assert hidden[name].sum(1).tolist() == [hidden[name].shape[1] - model.config.kept(name)] * 3
+
+
+@pytest.mark.parametrize("scope", ["modality", "joint"])
+def test_a_hidden_patch_by_hand(scope: str) -> None:
+    """A hidden patch of the finest sensor: normalised prediction times deviation plus mean, of itself or of its cell in all sensors."""
+    model, given = small(norm_scope=scope), inputs(2)
+    with torch.no_grad():
+        found, hidden = reconstruct(model, **given)
+        guess = predict(model, encode_masked(model, **given))["hires"]
+    images = {name: one[1] for name, one in given["images"].items()}
+    grid = 8
+    place = int(hidden["hires"][1].nonzero()[0, 0])
+    row, column = divmod(place, grid)
+
+    def cut(image: Tensor, row: int, column: int, side: int) -> Tensor:
+        return image[:, row * side : (row + 1) * side, column * side : (column + 1) * side]
+
+    own = cut(images["hires"], row, column, 8)
+    values = own.flatten()
+    if scope == "joint":
+        coarse = [cut(images[name], row // 2, column // 2, 8).flatten() for name in ("radar", "lores")]
+        values = torch.cat([*coarse, cut(images["hires"], row // 2, column // 2, 16).flatten()])
+    expected = guess[1, place].view(3, 8, 8) * values.std() + values.mean()
+    torch.testing.assert_close(cut(found["hires"][1], row, column, 8), expected, atol=1e-5, rtol=1e-4)
+    shown = int((~hidden["hires"][1]).nonzero()[0, 0])
+    row, column = divmod(shown, grid)
+    assert torch.equal(cut(found["hires"][1], row, column, 8), cut(images["hires"], row, column, 8))
+
+
+@pytest.mark.parametrize("scope", ["modality", "joint"])
+def test_restoring_is_the_inverse_of_the_targets(scope: str) -> None:
+    config = small(norm_scope=scope).config
+    patches = {name: 5 * patchify(images, 8) - 2 for name, images in inputs(2)["images"].items()}
+    back = restore(config, patches, targets(config, patches))
+    for name, values in patches.items():
+        torch.testing.assert_close(back[name], values, atol=1e-5, rtol=1e-5)
+
+
+def test_errors_are_those_of_the_loss_and_of_a_plain_mean() -> None:
+    model, given = small(), inputs(3)
+    with torch.no_grad():
+        terms = model(**given)
+        masked = encode_masked(model, **given)
+        guess = predict(model, masked)
+    wanted = targets(model.config, {name: patchify(images, 8) for name, images in given["images"].items()})
+    for name in model.config.sensors:
+        ours, plain = squared_errors(model.config, masked.order[name], name, guess[name], wanted[name])
+        assert float(ours.mean()) == pytest.approx(float(terms[f"loss_{name}"]), rel=1e-5)
+        expected = [by_hand(given["noise"][name][i], wanted[name][i], model.config.kept(name)) for i in range(3)]
+        assert plain.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def by_hand(noise: Tensor, target: Tensor, kept: int) -> Any:
+    order = noise.argsort().tolist()
+    mean = sum(target[i] for i in order[:kept]) / kept
+    errors = [((mean - target[i]) ** 2).mean() for i in order[kept:]]
+    return float(sum(errors) / len(errors))
