@@ -239,6 +239,14 @@ on_this_machine() { # without a scheduler: this machine's devices; without any t
     words+=(train.epochs=null train.steps=20)
     return 0
   fi
+  if grep -q '^ *family: scale_alibi' "$config"; then
+    config=$jobs_folder/configs/scale_alibi_debug.yaml
+    FRONTIER_SHARDS=${FRONTIER_SHARDS:-shards/triplets}
+    say "no scheduler and no GPU: the same path with $config, 20 steps on 2 CPU ranks and the data in $FRONTIER_SHARDS"
+    [ -f "$FRONTIER_SHARDS/manifest.json" ] || "${python[@]}" -m frontier shards write --scenes 400 --sensors s2,s1,naip_5m --seed 0 "$FRONTIER_SHARDS"
+    words+=(data.shards="$FRONTIER_SHARDS" train.epochs=null train.steps=20)
+    return 0
+  fi
   FRONTIER_SHARDS=${FRONTIER_SHARDS:-shards/scenes}
   say "no scheduler and no GPU: the same path with preset vit_debug on $ranks_per_node CPU ranks and the data in $FRONTIER_SHARDS"
   [ -f "$FRONTIER_SHARDS/manifest.json" ] || "${python[@]}" -m frontier shards write --scenes 2400 --sensors rgb --seed 0 "$FRONTIER_SHARDS"

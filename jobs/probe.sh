@@ -8,7 +8,7 @@
 #SBATCH -o %x-%j.out
 #SBATCH --open-mode=append
 #
-# Linear, logistic and kNN probes of a pretrained run, beside a random encoder: RUN/probe.json. From the repository's root
+# All probes that the labels of the shards allow of a pretrained run, beside a random encoder: RUN/probe.json. From the repository's root
 #   FRONTIER_RUN=runs/mae_vit_3b FRONTIER_SHARDS=shards/resisc45 sbatch jobs/probe.sh
 #   sbatch --dependency=afterok:$(sbatch --parsable jobs/pretrain_3b.sh) jobs/probe.sh      when the run is done, requeues and all
 # FRONTIER_RUN     the run, or one of its checkpoints (default: runs/mae_vit_3b)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,18 @@ def production(folder: Path, labels: int = 256) -> None:
     stub(shards / "brick_kiln", kilns, labels, {"brick_kiln": random.integers(0, 2, labels)})
     maps = {name: random.integers(0, 2, (labels, 224, 224)).astype(np.uint8) for name in ("boundary", "area")}
     stub(shards / "delineation", {"image": (("B04", "B03", "B02"), 224, "uint8", None)}, labels, maps)
+
+
+def triplets(path: Path, s2: tuple[str, ...] = ("B04", "B03", "B02"), samples: int = 143_572) -> None:
+    """Tiles of level 15 as `--reader tile_triplets` writes them: of the paper's set `full` (98 % of its 146,502), or with all bands of Sentinel-2 at 120 px."""
+    small = len(s2) > 3
+    side, latitude = (120, 50.0) if small else (256, 40.0)
+    spacing = np.full(samples, 40_075_016.7 / 2**15 / side * math.cos(math.radians(latitude)), np.float32)
+    images = {
+        "s1": (("VV", "VH"), side, "int16", None),
+        "s2": (s2, side, "uint16" if small else "uint8", None),
+    }
+    if not small:
+        images["naip_2x"] = (("R", "G", "B"), 512, "uint8", None)
+    spacings = {f"{name}_spacing_m": spacing * side / given[1] for name, given in images.items()}
+    stub(path, images, samples, spacings)
