@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in one call of under ten minutes: the tests marked `gpu`, predicted against measured, and the
-# training-step benchmark.
+# Everything that wants a GPU, in one call of about ten minutes: the tests marked `gpu`, predicted against measured, attention with
+# ground distances, and the training-step benchmark.
 # usage: bash benchmarks/gpu.sh [OUT]     needs a torch that sees the device; the table goes to OUT (benchmarks/results/)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,4 +16,5 @@ PY
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 "$python" -m pytest -m gpu -q tests/gpu
 timeout 200 "$python" benchmarks/prediction.py --out "$out"
+timeout 120 "$python" benchmarks/scale_alibi_attention.py --device cuda --out "$out"
 timeout 330 "$python" benchmarks/training_step.py --device cuda --out "$out"

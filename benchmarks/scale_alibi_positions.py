@@ -1,0 +1,237 @@
+"""What knowing the distance on the ground is worth: Scale-ALiBi beside plain 2D-ALiBi, its Gaussian variant and sinusoidal positions.
+
+    python benchmarks/scale_alibi_positions.py [--work FOLDER] [--seeds 3] [--steps 250] [--scenes 2400]
+
+Generates scenes (640 m, radar and optical at 10 m, high resolution at 5 m), trains every kind of position twice, all else equal: "varied" on windows of 10 to
+100 % of a scene's area, so that GSD differs from sample to sample by up to 3.2 times, and "small" on windows of a quarter of it, all at
+10 m. Low-resolution encoders see 32 x 32 pixels, the high-resolution one 64 x 64. On held-out scenes:
+
+  varied GSD      linear probe of land use on the mean of an encoder's tokens, and top-1 retrieval of the same place in another sensor among
+                  256 (both directions, mean over the three pairs), both on windows as in "varied"; retrieval also where all have one GSD,
+                  as different GSDs alone tell samples apart for encoders that know them
+  extrapolation   trained "small", the probe fitted on windows as in training and tested on larger images (the whole scene, 64 x 64 at
+                  10 m, four times the tokens) and at other GSDs (the whole scene in 32 x 32 at 20 m; a tenth of it at 6.3 m)
+
+Writes benchmarks/results/scale_alibi_positions.md: means over seeds with 95 % intervals, and paired differences to "grid", seed by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from experiment_runs import interval, one_thread, pretrain
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "scale_alibi_positions.md"
+POSITIONS = ("ground", "grid", "gaussian", "sincos", "sincos_gsd")
+VARIED, SMALL = (0.1, 1.0), (0.25, 0.25)
+WHOLE, TENTH = (1.0, 1.0), (0.1, 0.1)
+GALLERY = 256
+
+
+def config(
+    shards: Path, position: str, crop: tuple[float, float], seed: int, args: argparse.Namespace
+) -> dict[str, Any]:
+    return {
+        "run": {"seed": seed},
+        "model": {
+            "family": "scale_alibi",
+            "preset": "scale_alibi_tiny",
+            "width": 96,
+            "heads": args.heads,
+            "patch": args.patch,
+            "position": position,
+            "mask_ratio": 0.5,
+            "decoder": {"width": 64},
+            "sensors": {
+                "radar": {"column": "s1", "size": 32},
+                "lores": {"column": "s2", "bands": ["B04", "B03", "B02", "B08"], "size": 32},
+                "hires": {"column": "naip_5m", "size": 64},
+            },
+        },
+        "data": {"shards": str(shards), "augment": {"symmetries": True, "crop_scale": list(crop)}},
+        "parallel": {"strategy": "no_shard"},
+        "train": {"steps": args.steps, "global_batch": 64, "base_lr": 8e-3, "clip_norm": 1.0},
+        "log": {"progress": "lines", "every_steps": 50},
+    }
+
+
+class Seen:
+    """Samples of a split as encoders see them through windows of their ground."""
+
+    def __init__(self, settled: dict[str, Any], split: str, seed: int = 1) -> None:
+        from frontier.config.load import validate
+        from frontier.data.shards import ShardSet
+
+        self.model = validate(settled).model
+        self.shards = ShardSet(settled["data"]["shards"], split=split)
+        self.labels = self.shards.column("label").astype(np.int64)
+        self.seed = seed
+
+    def placed(self, crop: tuple[float, float], times: int = 1, batch: int = 128) -> Iterator[tuple[Any, Any]]:
+        """(reader, batch as encoders see it) through windows of a share of the area, images of `times` the size that was trained on."""
+        from frontier.config.schema import AugmentConfig
+        from frontier.data.loader import Batch
+        from scale_alibi.feed import columns_of
+        from scale_alibi.reader import ScaleALiBiReader
+
+        sensors = {
+            name: s.model_copy(update={"size": s.size * times, "nominal_gsd_m": s.nominal_gsd_m / times})
+            for name, s in self.model.sensors.items()
+        }
+        columns = columns_of(sensors, self.shards)
+        cpu, augment = torch.device("cpu"), AugmentConfig(crop_scale=crop)
+        reader = ScaleALiBiReader(sensors, self.model.patch, self.shards, augment, cpu, self.seed)
+        for start in range(0, len(self.shards), batch):
+            stop = min(start + batch, len(self.shards))
+            members = torch.stack([torch.zeros(stop - start, dtype=torch.int64), torch.arange(start, stop)], 1)
+            stored = {c: torch.from_numpy(self.shards.read(c, start, stop)) for c in columns}
+            yield reader, reader.place({"": Batch(stored, members, columns[0])})
+
+    @torch.no_grad()
+    def features(
+        self, module: Any, crop: tuple[float, float], times: int = 1
+    ) -> tuple[dict[str, np.ndarray], torch.Tensor]:
+        """Mean over tokens by sensor [n, D], and vectors in the common space [n, S, D]."""
+        sensors = list(self.model.sensors)
+        means: dict[str, list[np.ndarray]] = {name: [] for name in sensors}
+        vectors = []
+        for _, placed in self.placed(crop, times):
+            tokens = {name: module.encode(name, placed.images[name], placed.gsd[name]).x for name in sensors}
+            for name, x in tokens.items():
+                means[name].append(x.mean(1).numpy())
+            vectors.append(module.projections({name: module.summarise(name, x) for name, x in tokens.items()})[0])
+        return {name: np.concatenate(parts) for name, parts in means.items()}, torch.cat(vectors)
+
+    @torch.no_grad()
+    def error(self, module: Any, crop: tuple[float, float]) -> float:
+        """Mean over samples and sensors of the squared error of normalised hidden patches, masks by the seed."""
+        found = []
+        for reader, placed in self.placed(crop):
+            losses = module(**reader.inputs(module, placed, 0, 1))
+            found.append((float(losses["loss_reconstruction"]) / len(self.model.sensors), len(placed.members)))
+        return sum(value * count for value, count in found) / sum(count for _, count in found)
+
+
+def retrieval(z: torch.Tensor) -> float:
+    """Share of samples whose own other sensor is the nearest among `GALLERY`, mean over pairs, directions and galleries."""
+    order = torch.randperm(len(z), generator=torch.Generator().manual_seed(0))
+    found = []
+    for first in range(0, len(z) - GALLERY + 1, GALLERY):
+        part = z[order[first : first + GALLERY]]
+        own = torch.arange(GALLERY)
+        for a in range(z.shape[1]):
+            for b in range(z.shape[1]):
+                if a != b:
+                    found.append(float(((part[:, a] @ part[:, b].T).argmax(1) == own).float().mean()))
+    return float(np.mean(found))
+
+
+def linear(train: np.ndarray, labels: np.ndarray, test: np.ndarray, truth: np.ndarray) -> float:
+    """Accuracy of a logistic regression on features standardised by the training split."""
+    from frontier.probe.logistic import probe
+    from frontier.probe.standardise import standardise
+
+    scaled, others = standardise(train, test)
+    predicted, _ = probe(scaled, labels, others, 0)
+    return float((predicted == truth).mean())
+
+
+def measure(shards: Path, work: Path, position: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for kind in args.kinds.split(","):
+        crop = {"varied": VARIED, "small": SMALL}[kind]
+        module, settled = pretrain(config(shards, position, crop, seed, args), work / f"{kind}_{position}_{seed}")
+        train, test = Seen(settled, "train"), Seen(settled, "test", seed=2)
+        fitted, _ = train.features(module, crop)
+        tested: dict[str, tuple[tuple[float, float], int]]
+        if kind == "varied":
+            tested = {"varied GSD": (VARIED, 1)}
+        else:
+            tested = {"as trained": (SMALL, 1), "larger": (WHOLE, 2), "20 m": (WHOLE, 1), "6.3 m": (TENTH, 1)}
+        for name, (window, times) in tested.items():
+            means, z = test.features(module, window, times)
+            for sensor in means:
+                found[f"{kind}, {name}: probe {sensor}"] = linear(
+                    fitted[sensor], train.labels, means[sensor], test.labels
+                )
+            found[f"{kind}, {name}: retrieval"] = retrieval(z)
+            if times == 1:  # the decoder has the grid of training
+                found[f"{kind}, {name}: error of hidden patches"] = test.error(module, window)
+        if kind == "varied":
+            for name, window in (("20 m", WHOLE), ("10 m", SMALL), ("6.3 m", TENTH)):
+                found[f"varied, {name}: retrieval"] = retrieval(test.features(module, window)[1])
+    return found
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> str:
+    """A row a measure: mean ± half-width over seeds of each position; below it the paired difference to grid."""
+    names = list(found)
+    lines = ["| measure | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+
+    def told(values: Sequence[float], sign: str = "") -> str:
+        mean, half = interval(values)
+        return f"{mean:{sign}.3f} ± {half:.3f}" if len(values) > 1 else f"{mean:{sign}.3f}"
+
+    for measure_name in found[names[0]][0]:
+        values = {name: [run[measure_name] for run in found[name]] for name in names}
+        lines.append(f"| {measure_name} | " + " | ".join(told(values[name]) for name in names) + " |")
+        if "grid" in values:
+            less = {name: [a - b for a, b in zip(values[name], values["grid"], strict=True)] for name in names}
+            cells = ["" if name == "grid" else told(less[name], "+") for name in names]
+            lines.append("| - minus grid | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, help="keeps scenes and runs, and goes on from there")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--scenes", type=int, default=2400)
+    parser.add_argument("--positions", default=",".join(POSITIONS))
+    parser.add_argument("--kinds", default="varied,small")
+    parser.add_argument("--patch", type=int, default=8, help="4: four times the tokens")
+    parser.add_argument("--heads", type=int, default=4, help="8: slopes from 1/2 instead of 1/4")
+    parser.add_argument(
+        "--only", metavar="SEED", type=int, help="measure this seed alone into --work: to run side by side"
+    )
+    args = parser.parse_args()
+    one_thread()
+    work = args.work or Path(tempfile.mkdtemp(prefix="scale_alibi_positions."))
+    shards = work / "scenes"
+    if not (shards / "manifest.json").exists():
+        command = [sys.executable, "-m", "frontier", "shards", "write", "--scenes", str(args.scenes), "--seed", "0"]
+        subprocess.run([*command, "--sensors", "s2,s1,naip_5m", "--test-fraction", "0.33", str(shards)], check=True)
+    found: dict[str, list[dict[str, float]]] = {}
+    for position in args.positions.split(","):
+        seeds = range(args.seeds) if args.only is None else [args.only]
+        for seed in seeds:
+            known = work / f"{position}_{seed}.json"
+            if not known.exists():
+                known.write_text(json.dumps(measure(shards, work, position, seed, args)))
+            found.setdefault(position, []).append(json.loads(known.read_text()))
+    if args.only is not None:
+        return
+    text = (
+        f"# Positions in Scale-ALiBi, {args.seeds} seeds of {args.steps} steps of 64 of {args.scenes} generated scenes\n\n"
+        f"`python benchmarks/scale_alibi_positions.py --seeds {args.seeds} --steps {args.steps} --scenes {args.scenes}`, "
+        f'{date.today()}, PyTorch {torch.__version__}, one thread of a CPU. Means over seeds ± half-widths of 95 % intervals; "- minus grid" '
+        f"is the difference in pairs of seeds. Chance: probe 0.125 (8 classes), retrieval {1 / GALLERY:.4f}.\n\n{table(found)}\n"
+    )
+    RESULTS.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
