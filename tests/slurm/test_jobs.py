@@ -62,6 +62,7 @@ def test_the_frontier_script_runs_two_nodes_to_the_end(
     assert "shards in /mnt/bb/" in log(tmp_path)  # copied to each node's own disk
 
 
+@pytest.mark.slow  # Slurm's time limits are whole minutes
 def test_the_time_limit_twice(tmp_path: Path, cluster: Cluster, small: dict[str, str], shards: Path) -> None:
     """Slurm's own signal before its own limit ends the run in the middle; it goes on by itself, and nothing shows in the curve."""
     steps = 300
