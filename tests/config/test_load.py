@@ -80,6 +80,13 @@ def test_refusals_name_the_key_and_the_mend(change: dict, message: str) -> None:
         validate({**VALUES, **change})
 
 
+def test_a_section_that_is_missing() -> None:
+    with pytest.raises(UserError, match=r"^config section 'run' is missing: add it, with run.dir and the like$"):
+        validate({name: section for name, section in VALUES.items() if name != "run"})
+    with pytest.raises(UserError, match=r"^config key 'run.dir' is missing: add it or pass run.dir=VALUE$"):
+        validate({**VALUES, "run": {}})
+
+
 def test_override_without_equals() -> None:
     with pytest.raises(UserError, match="not an override"):
         parse_override("train.steps")
