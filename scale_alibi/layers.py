@@ -23,9 +23,15 @@ EPS = 1e-5
 
 @cache
 @torch.inference_mode(False)  # what inference made could not be kept for a later backward pass
-def slopes_of(heads: int, first: int, count: int, device: torch.device) -> Tensor:
+def kept_slopes(heads: int, first: int, count: int, device: torch.device) -> Tensor:
     """Slopes of heads `first` to `first + count - 1` of `heads` [count], on `device`: sent there once."""
     return geometry.slopes(heads)[first : first + count].to(device)
+
+
+@torch.compiler.assume_constant_result  # compilers would look past the cache, and warn of it
+def slopes_of(heads: int, first: int, count: int, device: torch.device) -> Tensor:
+    """As `kept_slopes`."""
+    return kept_slopes(heads, first, count, device)
 
 
 class Heads(nn.Module):

@@ -17,7 +17,7 @@ from scale_alibi.attention import check_backend
 from scale_alibi.config import Position
 from scale_alibi.decoder import from_cells, targets, to_cells
 from scale_alibi.geometry import slopes
-from scale_alibi.layers import CrossBlock, slopes_of
+from scale_alibi.layers import Block, CrossBlock, kept_slopes
 from tests.scale_alibi.sizes import SMALL, inputs, small
 
 
@@ -174,7 +174,7 @@ def test_larger_images_and_other_grids() -> None:
 def test_training_after_inference() -> None:
     """What is made once, for inference, serves a later backward pass in the same process."""
     check_backend.cache_clear()
-    slopes_of.cache_clear()
+    kept_slopes.cache_clear()
     model, given = small(attention="products"), inputs(2)
     with torch.inference_mode():
         model(**given)
@@ -185,3 +185,9 @@ def test_nothing_is_compared_without_the_contrastive_loss() -> None:
     """A step of several micro-batches asks all the same."""
     model, given = small(contrastive=0.0), inputs(2)
     assert model.compare([model(**given, embed_only=True)] * 2) == [{}, {}]
+
+
+def test_a_compiled_block_takes_its_slopes_as_they_are(recwarn: pytest.WarningsRecorder) -> None:
+    block, x, at = Block(32, 4, 1, "eager"), torch.randn(2, 9, 32), torch.rand(2, 9, 2)
+    torch.testing.assert_close(torch.compile(block, backend="aot_eager")(x, at), block(x, at))
+    assert not [one for one in recwarn if "lru_cache" in str(one.message)]
