@@ -12,7 +12,7 @@ Generates scenes (640 m, radar and optical at 10 m, high resolution at 5 m), tra
   extrapolation   trained "small", the probe fitted on windows as in training and tested on larger images (the whole scene, 64 x 64 at
                   10 m, four times the tokens) and at other GSDs (the whole scene in 32 x 32 at 20 m; a tenth of it at 6.3 m)
 
-Writes benchmarks/results/scale_alibi_positions.md: means over seeds with 95 % intervals, and paired differences to "grid", seed by seed.
+Writes benchmarks/results/scale_alibi_positions_patch<n>.md: means over seeds with 95 % intervals, and differences to "grid" in pairs of seeds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import torch
 from experiment_runs import interval, one_thread, pretrain
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "scale_alibi_positions.md"
+RESULTS = ROOT / "benchmarks" / "results"
 POSITIONS = ("ground", "grid", "gaussian", "sincos", "sincos_gsd")
 VARIED, SMALL = (0.1, 1.0), (0.25, 0.25)
 WHOLE, TENTH = (1.0, 1.0), (0.1, 0.1)
@@ -174,20 +174,24 @@ def measure(shards: Path, work: Path, position: str, seed: int, args: argparse.N
     return found
 
 
-def table(found: dict[str, list[dict[str, float]]]) -> str:
-    """A row a measure: mean ± half-width over seeds of each position; below it the paired difference to grid."""
+def table(found: dict[str, dict[int, dict[str, float]]]) -> str:
+    """A row a measure: mean ± half-width over seeds of each position; below it the difference to grid in pairs of seeds."""
     names = list(found)
-    lines = ["| measure | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    heads = [f"{name} ({len(found[name])} seed{'s' * (len(found[name]) > 1)})" for name in names]
+    lines = ["| measure | " + " | ".join(heads) + " |", "|---|" + "---|" * len(names)]
 
     def told(values: Sequence[float], sign: str = "") -> str:
+        if not values:
+            return ""
         mean, half = interval(values)
         return f"{mean:{sign}.3f} ± {half:.3f}" if len(values) > 1 else f"{mean:{sign}.3f}"
 
-    for measure_name in found[names[0]][0]:
-        values = {name: [run[measure_name] for run in found[name]] for name in names}
-        lines.append(f"| {measure_name} | " + " | ".join(told(values[name]) for name in names) + " |")
+    for measure_name in next(iter(found[names[0]].values())):
+        values = {name: {seed: run[measure_name] for seed, run in found[name].items()} for name in names}
+        lines.append(f"| {measure_name} | " + " | ".join(told(list(values[name].values())) for name in names) + " |")
         if "grid" in values:
-            less = {name: [a - b for a, b in zip(values[name], values["grid"], strict=True)] for name in names}
+            grid = values["grid"]
+            less = {name: [own[s] - grid[s] for s in own if s in grid] for name, own in values.items()}
             cells = ["" if name == "grid" else told(less[name], "+") for name in names]
             lines.append("| - minus grid | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -199,7 +203,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--scenes", type=int, default=2400)
-    parser.add_argument("--positions", default=",".join(POSITIONS))
+    parser.add_argument("--positions", default=",".join(POSITIONS), help="NAME:N takes N seeds of that one")
     parser.add_argument("--kinds", default="varied,small")
     parser.add_argument("--patch", type=int, default=8, help="4: four times the tokens")
     parser.add_argument("--heads", type=int, default=4, help="8: slopes from 1/2 instead of 1/4")
@@ -213,23 +217,24 @@ def main() -> None:
     if not (shards / "manifest.json").exists():
         command = [sys.executable, "-m", "frontier", "shards", "write", "--scenes", str(args.scenes), "--seed", "0"]
         subprocess.run([*command, "--sensors", "s2,s1,naip_5m", "--test-fraction", "0.33", str(shards)], check=True)
-    found: dict[str, list[dict[str, float]]] = {}
-    for position in args.positions.split(","):
-        seeds = range(args.seeds) if args.only is None else [args.only]
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for asked in args.positions.split(","):
+        position, _, own = asked.partition(":")
+        seeds = range(int(own or args.seeds)) if args.only is None else [args.only]
         for seed in seeds:
             known = work / f"{position}_{seed}.json"
             if not known.exists():
                 known.write_text(json.dumps(measure(shards, work, position, seed, args)))
-            found.setdefault(position, []).append(json.loads(known.read_text()))
+            found.setdefault(position, {})[seed] = json.loads(known.read_text())
     if args.only is not None:
         return
+    words = [f"--{k} {getattr(args, k)}" for k in ("seeds", "steps", "scenes", "positions", "kinds", "patch", "heads")]
     text = (
-        f"# Positions in Scale-ALiBi, {args.seeds} seeds of {args.steps} steps of 64 of {args.scenes} generated scenes\n\n"
-        f"`python benchmarks/scale_alibi_positions.py --seeds {args.seeds} --steps {args.steps} --scenes {args.scenes}`, "
-        f'{date.today()}, PyTorch {torch.__version__}, one thread of a CPU. Means over seeds ± half-widths of 95 % intervals; "- minus grid" '
-        f"is the difference in pairs of seeds. Chance: probe 0.125 (8 classes), retrieval {1 / GALLERY:.4f}.\n\n{table(found)}\n"
+        f"# Kinds of positions in Scale-ALiBi, patches of {args.patch} pixels\n\n`python benchmarks/scale_alibi_positions.py {' '.join(words)}`, "
+        f"{date.today()}, PyTorch {torch.__version__}, one thread of a CPU, {args.steps} steps of 64 samples. Means over seeds ± half-widths of 95 % "
+        f'intervals; "- minus grid": difference in pairs of seeds. Chance: probe 0.125 (8 classes), retrieval {1 / GALLERY:.4f}.\n\n{table(found)}\n'
     )
-    RESULTS.write_text(text)
+    (RESULTS / f"scale_alibi_positions_patch{args.patch}.md").write_text(text)
     print(text)
 
 

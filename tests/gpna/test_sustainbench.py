@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 from tests.gpna.sustainbench_folders import WRITERS
 
 CONFIGS = ROOT / "jobs/configs/gpna_sustainbench"
-PIXELS = {"dice", "iou", "pixel_accuracy", "majority_rate"}
+PIXELS = {"dice", "iou", "miou", "pixel_accuracy", "majority_rate"}
 NUMBERS = {"pearson_r2", "r2", "rmse", "mae"}
 CLASSES = {"accuracy", "macro_f1", "kappa", "majority_rate"}
 
