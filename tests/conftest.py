@@ -16,26 +16,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = Path(os.environ.get("FRONTIER_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 
-LONG = (
-    "tests/slurm/test_jobs.py",
-    "tests/parallel/test_zero.py",
-    "tests/faults/test_fast_cut.py",
-    "tests/train/test_one_curve.py",
-    "tests/gpna/test_parallel.py",
-    "tests/scale_alibi/test_parallel.py",
-    "tests/parallel/test_matrix_fast.py",
-    "tests/train/test_stop_and_faults.py",
-    "tests/slurm/test_scripts.py",
-)
-"""Files of a minute or more, longest first: where files run side by side, none of them is left for the end."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files first, the others as they are."""
-    places = {ROOT / name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path, len(LONG)))
-
-
 def run_frontier(*args: str | Path, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
     """`frontier …` in a process of its own, one thread a rank."""
     return subprocess.run(

@@ -12,8 +12,6 @@ CUT = (
     "kill a rank in an async save",
     "a rank stopped for less than timeout_s",
     "the three newest checkpoints damaged",
-    "a shard truncated while it is read",
-    "files run out while a checkpoint is written",
     "a wild number in one sample",
 )
 

@@ -54,6 +54,7 @@ def test_same_curve_and_weights(
     assert_same_weights(tmp_path, reference / "run")
 
 
+@pytest.mark.slow
 def test_one_run_under_four_engines(reference: Path, tmp_path: Path) -> None:
     """Begun under zero_2 on two ranks, gone on with under full_shard on one, ended under zero_3 and, again, under zero_1."""
     every = ("checkpoint.every_steps=20", "checkpoint.keep=5")

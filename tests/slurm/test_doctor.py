@@ -79,7 +79,7 @@ def test_a_node_with_a_full_disk_another_library_and_a_wrong_clock(cluster: Clus
 
 
 def test_a_node_that_never_arrives(cluster: Cluster, tmp_path: Path) -> None:
-    code, found, bad = visit(cluster, tmp_path, "--timeout", "12", before='[ "$1" != n4 ] || exec sleep 90')
+    code, found, bad = visit(cluster, tmp_path, "--timeout", "12", before='[ "$1" != n4 ] || exec sleep 90', wait=15)
     assert code == 137  # srun's word for the task that it had to end, which the doctor's 75 does not outvote
     assert found["rendezvous"]["hosts"] == ["n4"]
     assert "did not come within 12 s: 3 (of n4)" in found["rendezvous"]["text"]

@@ -126,6 +126,7 @@ def _nodes(cluster: Cluster, job: str) -> list[str]:
     return cluster.run("scontrol", "show", "hostnames", short).stdout.split()
 
 
+@pytest.mark.slow
 def test_an_array_trains_a_seed_a_task(tmp_path: Path, cluster: Cluster, small: dict[str, str]) -> None:
     """Two tasks with a run folder each; one is signalled, and requeues itself alone."""
     env = with_steps(small, 120)

@@ -54,6 +54,7 @@ def copies(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_staging_with_one_full_disk(tmp_path: Path, cluster: Cluster, toy: Path) -> None:
     """n1 copies, n2 has no room, says so and reads from the origin; the same curve."""
     run = tmp_path / "run"

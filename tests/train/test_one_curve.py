@@ -75,6 +75,7 @@ def test_same_curve_and_weights(
     assert_same_weights(tmp_path, reference / "run")
 
 
+@pytest.mark.slow  # tests/parallel/test_matrix_fast.py has others of its kind
 def test_stop_on_two_resume_on_four(reference: Path, tmp_path: Path) -> None:
     """20 of 50 steps on 2 ranks fully sharded, the rest on 4 ranks in hybrid groups."""
     base = ("pretrain", reference / "toy.yaml", f"run.dir={tmp_path}")

@@ -30,6 +30,7 @@ def synthetic(tmp_path: Path, shards: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_same_curve_on_two_ranks_and_over_a_stop(synthetic: Path, tmp_path: Path) -> None:
     alone, two, stopped = (tmp_path / name for name in ("alone", "two", "stopped"))
     assert run_frontier("pretrain", synthetic, f"run.dir={alone}").returncode == 0

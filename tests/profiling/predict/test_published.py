@@ -27,6 +27,7 @@ def test_throughput_is_near_the_published_points():
     assert score.within_30 >= 0.90
 
 
+@pytest.mark.slow
 def test_throughput_of_models_and_strategies_that_the_fit_never_saw():
     models = left_out(throughput(), 0, fit, errors)[-1]
     assert models.median <= 0.10 and models.within_30 >= 0.90
