@@ -7,7 +7,6 @@ has in common is here.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,42 +85,6 @@ def check_common(args: argparse.Namespace) -> None:
         raise UserError(f"--batch {args.batch}: give a positive number")
     if not 0 <= args.seed < 2**31:
         raise UserError(f"--seed {args.seed}: give a number from 0 to 2147483647")
-
-
-def device_named(text: str) -> str:
-    """`--device` as torch knows it. Raises UserError where there is none such."""
-    import torch
-
-    if text == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        device = None
-    visible = torch.cuda.device_count()
-    if (
-        device is None
-        or device.type not in ("cpu", "cuda")
-        or (device.type == "cuda" and (device.index or 0) >= visible)
-    ):
-        raise UserError(
-            f"no device '{text}' here ({visible} GPUs are visible), --device: choose auto, cpu, cuda or cuda:<n>"
-        )
-    return text
-
-
-def run_folder(checkpoint: Path) -> Path:
-    """The run that a checkpoint belongs to; the checkpoint itself where it lies alone."""
-    around = checkpoint.resolve().parent
-    return around.parent if around.name == "checkpoints" else checkpoint
-
-
-def output_file(given: str | None, checkpoint: Path, name: str) -> Path:
-    """Where the rows go: `given`, or `name` in the run. Raises UserError where it cannot be written."""
-    out = Path(given) if given else run_folder(checkpoint) / name
-    if out.is_dir() or not os.access(out.resolve().parent, os.W_OK):
-        raise UserError(f"{out} cannot be written: give a file in an existing, writable folder by --out")
-    return out
 
 
 @contextmanager

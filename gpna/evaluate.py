@@ -9,18 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from frontier.arguments import Parser
+from frontier.arguments import Parser, device_named, output_file, run_folder
 from frontier.errors import EXIT_OK, UserError
-from frontier.evaluate import (
-    check_common,
-    common_options,
-    device_named,
-    finite,
-    fitting,
-    output_file,
-    run_folder,
-    run_parser,
-)
+from frontier.evaluate import check_common, common_options, finite, fitting, run_parser
 
 if TYPE_CHECKING:
     import argparse

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from frontier.config.load import Config
-from frontier.models.registry import Family
+from frontier.models.registry import Family, encoder_parameters
 from gpna.config import GPNASection, SourceSection
 from gpna.counting import flops_per_sample
 from gpna.evaluate import main as evaluate
@@ -94,11 +94,6 @@ def _meta_labels(task: Any, count: int) -> dict[str, torch.Tensor]:
     return {"target": _meta(count, *classes, dtype=torch.int64)}
 
 
-def _encoder_parameters(module: nn.Module) -> int:
-    named = dict(module.named_parameters())
-    return sum(named[name].numel() for name in cast(GPNA, module).encoder_names())
-
-
 USAGE = """\
 import json
 
@@ -122,7 +117,7 @@ FAMILY = Family(
     build=build,
     meta_inputs=meta_inputs,
     flops=lambda module: flops_per_sample(cast(GPNA, module).config),
-    encoder_parameters=_encoder_parameters,
+    encoder_parameters=encoder_parameters,
     features=features,
     workload=lambda module: workload(cast(GPNA, module)),
     pictures=pictures,

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, cast
 
-from frontier.arguments import Parser
+from frontier.arguments import Parser, device_named, output_file
 from frontier.errors import EXIT_OK, UserError
-from frontier.evaluate import check_common, common_options, device_named, finite, fitting, output_file, run_parser
+from frontier.evaluate import check_common, common_options, finite, fitting, run_parser
 
 SCHEMA = 1
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from frontier.config.load import Config
 from frontier.errors import UserError
-from frontier.models.registry import Family
+from frontier.models.registry import Family, encoder_parameters
 from scale_alibi.config import ScaleALiBiSection
 from scale_alibi.counting import flops_per_sample, hardware_flops
 from scale_alibi.evaluate import main as evaluate
@@ -78,11 +78,6 @@ def meta_inputs(module: nn.Module, sensors: dict[str, tuple[int, int]], micro_ba
     }
 
 
-def _encoder_parameters(module: nn.Module) -> int:
-    named = dict(module.named_parameters())
-    return sum(named[name].numel() for name in cast(ScaleALiBi, module).encoder_names())
-
-
 USAGE = """\
 import json
 
@@ -110,7 +105,7 @@ FAMILY = Family(
     build=build,
     meta_inputs=meta_inputs,
     flops=lambda module: flops_per_sample(cast(ScaleALiBi, module).config),
-    encoder_parameters=_encoder_parameters,
+    encoder_parameters=encoder_parameters,
     hardware_flops=lambda module, kind, turns: hardware_flops(cast(ScaleALiBi, module).config, kind, turns),
     workload=lambda module: workload(cast(ScaleALiBi, module)),
     pictures=pictures,

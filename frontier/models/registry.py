@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -71,6 +71,13 @@ class Family:
     pictures: Callable[[nn.Module, dict[str, Any], str | None], list[Panels]] | None = None
     evaluate: Callable[[list[str]], int] | None = None
     usage: str = ""
+
+
+def encoder_parameters(module: nn.Module) -> int:
+    """Of a module that names what is kept by `encoder_names()`."""
+    named = dict(module.named_parameters())
+    names: list[str] = cast(Any, module).encoder_names()
+    return sum(named[name].numel() for name in names)
 
 
 def image_shape(config: Any) -> ImageShape:

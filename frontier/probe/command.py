@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from frontier.arguments import Parser
+from frontier.arguments import Parser, device_named, output_file
 from frontier.errors import EXIT_OK, UserError
 
 from .methods import METHODS, chosen, named
@@ -91,34 +89,6 @@ def _layers(text: str) -> list[int] | None:
     return numbers
 
 
-def _device(text: str) -> str:
-    import torch
-
-    if text == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        raise UserError(f"'{text}' is no device, --device: choose auto, cpu, cuda or cuda:<n>") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device '{text}' is not supported, --device: choose auto, cpu, cuda or cuda:<n>")
-    visible = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= visible:
-        raise UserError(f"no device '{text}' here, --device: {visible} GPUs are visible; use --device auto")
-    return text
-
-
-def _output(out: str | None, checkpoint: Path) -> Path:
-    """Where the rows go: `out`, or probe.json of the run that the checkpoint belongs to."""
-    around = checkpoint.resolve().parent
-    run = around.parent if around.name == "checkpoints" else checkpoint
-    path = Path(out) if out else run / "probe.json"
-    folder = path.resolve().parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"{path} cannot be written: give a file in an existing, writable folder by --out")
-    return path
-
-
 def _validation(
     open_subject: Callable[[Ask], Subject], ask: Ask, subject: Subject, wanted: str | None, methods: Sequence[str]
 ) -> tuple[str | None, LabelledSamples | None]:
@@ -166,9 +136,9 @@ def main(argv: Sequence[str]) -> int:
     from .table import grouped, table
     from .targets import find_target
 
-    device = _device(args.device)
+    device = device_named(args.device)
     checkpoint = find_checkpoint(args.checkpoint)
-    out = _output(args.out, checkpoint)
+    out = output_file(args.out, checkpoint, "probe.json")
     splits = args.split_train, args.split_test
     pooling = args.pooling or "mean"
     ask = Ask(

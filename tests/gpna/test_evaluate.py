@@ -238,7 +238,7 @@ def test_density_is_measured_by_pixel_and_by_image() -> None:
         (["--texts", "x.npz"], "--texts and --text-names go together"),
         (["--checkpoints", "--baselines"], "leave --baselines and --texts out"),
         (["--baseline-samples", "3"], "goes with --baselines"),
-        (["--device", "tpu"], "no device 'tpu'"),
+        (["--device", "tpu"], "'tpu' is no device"),
         (["--batch", "0"], "give a positive number"),
     ],
 )
