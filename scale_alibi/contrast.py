@@ -47,6 +47,11 @@ class Comparison:
     right: Tensor
 
 
+def scale_of(log_scale: Tensor) -> Tensor:
+    """The temperature scale [1] float32 that is used: exp(log_scale), at most `MAX_SCALE`."""
+    return log_scale.float().clamp(max=math.log(MAX_SCALE)).exp()
+
+
 @torch.no_grad()
 def compare(z: Tensor, log_scale: Tensor, peers: Peers) -> Comparison:
     """Unit vectors z [B, S, D] float32 of this rank's samples and log_scale [1] -> `Comparison`. Collective."""
@@ -60,7 +65,7 @@ def compare(z: Tensor, log_scale: Tensor, peers: Peers) -> Comparison:
 def _compare(z: Tensor, log_scale: Tensor, peers: Peers) -> Comparison:
     pairs = list(combinations(range(z.shape[1]), 2))
     everyone = peers.gather(z)
-    scale = log_scale.float().clamp(max=math.log(MAX_SCALE)).exp()
+    scale = scale_of(log_scale)
     rows = len(z)
     own = torch.arange(rows, device=z.device) + peers.rank * rows
     # Per pair: a of this rank against all b, and b of this rank against all a.

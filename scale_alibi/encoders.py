@@ -26,6 +26,14 @@ class Tokens:
     joint_at: Tensor
 
 
+@dataclass(frozen=True)
+class Masked:
+    """Tokens of the patches that are kept, by sensor, and all patches in the order of their noise, [B, L]: the kept ones first."""
+
+    streams: dict[str, Tokens]
+    order: dict[str, Tensor]
+
+
 class Encoder(nn.Module):
     """Patches of one sensor -> tokens: linear embedding without positions (or with sinusoidal ones), blocks, norm."""
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from frontier.config.schema import AugmentConfig
 from frontier.metrics.bootstrap import RESAMPLES, Values, with_intervals
 from frontier.models.vit import patchify
-from scale_alibi.contrast import MAX_SCALE
+from scale_alibi.contrast import scale_of
 from scale_alibi.decoder import targets
 from scale_alibi.held_out import HeldOut
 from scale_alibi.model import ScaleALiBi
-from scale_alibi.reconstruct import encode_masked, predict, squared_errors
+from scale_alibi.reconstruct import predict, squared_errors
 from scale_alibi.retrieval import chance, found_in, nearer
 
 Row = dict[str, Any]
@@ -59,7 +59,7 @@ def look(
     for placed in held_out.placed(reader, batch):
         given = reader.inputs(model, placed, 0, 1)
         images, gsd = given["images"], given["gsd"]
-        masked = encode_masked(model, **given)
+        masked = model.encode_masked(**given)
         if model.projections is not None:
             everything = {name: model.encode(name, images[name], gsd[name]) for name in config.sensors}
             for kept, streams in ((seen.whole, everything), (seen.masked, masked.streams)):
@@ -115,7 +115,7 @@ def measure(
                     where = {"gallery": gallery, "chance": chance(gallery, top)}
                     add(f"retrieval_top{top}", [names[a], names[b]], found, **where)
         size = min(global_batch, n)
-        scale = model.projections.log_scale.detach().float().clamp(max=math.log(MAX_SCALE)).exp()
+        scale = scale_of(model.projections.log_scale.detach())
         terms = [contrastive_terms(part, scale) for part in batches_of(masked, size, seed)]
         add(
             "loss_contrastive",

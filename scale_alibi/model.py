@@ -14,9 +14,9 @@ from frontier.models.layers import gather_rows
 from frontier.models.peers import Alone, Peers
 from frontier.models.vit import patchify
 from scale_alibi.attention import check_backend
-from scale_alibi.contrast import Comparison, compare, with_gradient
+from scale_alibi.contrast import Comparison, compare, scale_of, with_gradient
 from scale_alibi.decoder import Decoder, targets
-from scale_alibi.encoders import CrossEncoder, Encoder, Projections, Summary, Tokens
+from scale_alibi.encoders import CrossEncoder, Encoder, Masked, Projections, Summary, Tokens
 from scale_alibi.sizes import POWER, ScaleALiBiConfig
 
 
@@ -105,6 +105,15 @@ class ScaleALiBi(nn.Module):
         """noise [B, L] -> positions [B, L] by rising noise: the first are kept. Equal noise keeps the order of positions."""
         return torch.argsort(noise, dim=1, stable=True)
 
+    def encode_masked(
+        self, images: Mapping[str, Tensor], gsd: Mapping[str, Tensor], noise: Mapping[str, Tensor]
+    ) -> Masked:
+        """Arguments as of `forward`."""
+        config = self.config
+        order = {name: self.order(noise[name]) for name in config.sensors}
+        kept = {name: ids[:, : config.kept(name)] for name, ids in order.items()}
+        return Masked({n: self.encode(n, images[n], gsd[n], kept[n]) for n in config.sensors}, order)
+
     def forward(
         self,
         images: Mapping[str, Tensor],
@@ -128,9 +137,8 @@ class ScaleALiBi(nn.Module):
         config = self.config
         if embed_only and self.projections is None:
             return {}
-        order = {name: self.order(noise[name]) for name in config.sensors}
-        kept = {name: ids[:, : config.kept(name)] for name, ids in order.items()}
-        streams = {name: self.encode(name, images[name], gsd[name], kept[name]) for name in config.sensors}
+        masked = self.encode_masked(images, gsd, noise)
+        streams, order = masked.streams, masked.order
         terms: dict[str, Tensor] = {}
         total = torch.zeros((), device=noise[next(iter(noise))].device)
         if self.projections is not None:
@@ -140,7 +148,11 @@ class ScaleALiBi(nn.Module):
             found = compared or compare(z, log_scale, self.peers)
             loss = with_gradient(z, log_scale, found)
             total = total + config.contrastive * loss
-            terms |= {"loss_contrastive": loss, "matched": found.right, "temperature": 1 / log_scale.detach().exp()[0]}
+            terms |= {
+                "loss_contrastive": loss,
+                "matched": found.right,
+                "temperature": 1 / scale_of(log_scale.detach())[0],
+            }
         if self.decoder is not None:
             first = next(iter(config.sensors))
             predictions = self.decoder(self.join(streams), order[first])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,27 +11,9 @@ from frontier.models.layers import gather_rows
 from frontier.models.mae import patch_statistics
 from frontier.models.vit import patchify, unpatchify
 from scale_alibi.decoder import from_cells, to_cells
-from scale_alibi.encoders import Tokens
+from scale_alibi.encoders import Masked
 from scale_alibi.model import ScaleALiBi
 from scale_alibi.sizes import ScaleALiBiConfig
-
-
-@dataclass(frozen=True)
-class Masked:
-    """Tokens of the patches that are kept, by sensor, and all patches in the order of their noise, [B, L]: the kept ones first."""
-
-    streams: dict[str, Tokens]
-    order: dict[str, Tensor]
-
-
-def encode_masked(
-    model: ScaleALiBi, images: Mapping[str, Tensor], gsd: Mapping[str, Tensor], noise: Mapping[str, Tensor]
-) -> Masked:
-    """Arguments as of `ScaleALiBi.forward`."""
-    config = model.config
-    order = {name: model.order(noise[name]) for name in config.sensors}
-    kept = {name: ids[:, : config.kept(name)] for name, ids in order.items()}
-    return Masked({n: model.encode(n, images[n], gsd[n], kept[n]) for n in config.sensors}, order)
 
 
 def predict(model: ScaleALiBi, masked: Masked) -> dict[str, Tensor]:
@@ -63,7 +44,7 @@ def reconstruct(
     predicted. With `norm_scope="joint"` they are those of all sensors' values of a cell.
     """
     config = model.config
-    masked = encode_masked(model, images, gsd, noise)
+    masked = model.encode_masked(images, gsd, noise)
     patches = {name: patchify(images[name], config.patch) for name in config.sensors}
     filled = restore(config, patches, predict(model, masked))
     hidden, out = {}, {}

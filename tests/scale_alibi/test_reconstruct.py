@@ -10,7 +10,7 @@ from torch import Tensor
 
 from frontier.models.vit import patchify
 from scale_alibi.decoder import targets
-from scale_alibi.reconstruct import encode_masked, predict, reconstruct, restore, squared_errors
+from scale_alibi.reconstruct import predict, reconstruct, restore, squared_errors
 from tests.scale_alibi.sizes import inputs, small
 
 
@@ -35,7 +35,7 @@ def test_a_hidden_patch_by_hand(scope: str) -> None:
     model, given = small(norm_scope=scope), inputs(2)
     with torch.no_grad():
         found, hidden = reconstruct(model, **given)
-        guess = predict(model, encode_masked(model, **given))["hires"]
+        guess = predict(model, model.encode_masked(**given))["hires"]
     images = {name: one[1] for name, one in given["images"].items()}
     grid = 8
     place = int(hidden["hires"][1].nonzero()[0, 0])
@@ -69,7 +69,7 @@ def test_errors_are_those_of_the_loss_and_of_a_plain_mean() -> None:
     model, given = small(), inputs(3)
     with torch.no_grad():
         terms = model(**given)
-        masked = encode_masked(model, **given)
+        masked = model.encode_masked(**given)
         guess = predict(model, masked)
     wanted = targets(model.config, {name: patchify(images, 8) for name, images in given["images"].items()})
     for name in model.config.sensors:
