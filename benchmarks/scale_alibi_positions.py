@@ -12,6 +12,9 @@ Generates scenes (640 m, radar and optical at 10 m, high resolution at 5 m), tra
   extrapolation   trained "small", the probe fitted on windows as in training and tested on larger images (the whole scene, 64 x 64 at
                   10 m, four times the tokens) and at other GSDs (the whole scene in 32 x 32 at 20 m; a tenth of it at 6.3 m)
 
+  a wrong GSD     how far features of the trained "ground" models move, and what becomes of retrieval, where all samples are told the nominal
+                  GSD, or each that of another
+
 Writes benchmarks/results/scale_alibi_positions_patch<n>.md: means over seeds with 95 % intervals, and differences to "grid" in pairs of seeds.
 """
 
@@ -100,14 +103,22 @@ class Seen:
 
     @torch.no_grad()
     def features(
-        self, module: Any, crop: tuple[float, float], times: int = 1
+        self, module: Any, crop: tuple[float, float], times: int = 1, told: str = "true"
     ) -> tuple[dict[str, np.ndarray], torch.Tensor]:
-        """Mean over tokens by sensor [n, D], and vectors in the common space [n, S, D]."""
+        """Mean over tokens by sensor [n, D], and vectors in the common space [n, S, D].
+
+        told: the "true" GSD, the "nominal" one of whole images for all, or that of "another" sample.
+        """
         sensors = list(self.model.sensors)
         means: dict[str, list[np.ndarray]] = {name: [] for name in sensors}
         vectors = []
         for _, placed in self.placed(crop, times):
-            tokens = {name: module.encode(name, placed.images[name], placed.gsd[name]).x for name in sensors}
+            gsd = {
+                "true": placed.gsd,
+                "nominal": {n: torch.full_like(g, self.model.sensors[n].nominal_gsd_m) for n, g in placed.gsd.items()},
+                "another": {name: value.roll(1, 0) for name, value in placed.gsd.items()},
+            }[told]
+            tokens = {name: module.encode(name, placed.images[name], gsd[name]).x for name in sensors}
             for name, x in tokens.items():
                 means[name].append(x.mean(1).numpy())
             vectors.append(module.projections({name: module.summarise(name, x) for name, x in tokens.items()})[0])
@@ -174,6 +185,25 @@ def measure(shards: Path, work: Path, position: str, seed: int, args: argparse.N
     return found
 
 
+def misled(work: Path, seeds: Sequence[int]) -> str:
+    """What trained "ground" models make of a wrong GSD: a row a seed and lie. Features move by |f' - f| as a share of |f - mean f|, over all
+    held-out samples on windows as in "varied".
+    """
+    from frontier.train.checkpoint import load_model
+
+    lines = ["| seed | told GSD | radar moves by | lores | hires | retrieval |", "|---|---|---|---|---|---|"]
+    for seed in seeds:
+        module, settled, _ = load_model(work / f"varied_ground_{seed}" / "run")
+        test = Seen(settled, "test", seed=2)
+        true, z = test.features(module.eval(), VARIED)
+        lines.append(f"| {seed} | true | | | | {retrieval(z):.3f} |")
+        for told in ("nominal", "another"):
+            found, z = test.features(module, VARIED, told=told)
+            moved = [np.linalg.norm(found[n] - f) / np.linalg.norm(f - f.mean(0)) for n, f in true.items()]
+            lines.append(f"| {seed} | {told} | {' | '.join(f'{m:.4f}' for m in moved)} | {retrieval(z):.3f} |")
+    return "\n".join(lines)
+
+
 def table(found: dict[str, dict[int, dict[str, float]]]) -> str:
     """A row a measure: mean ± half-width over seeds of each position; below it the difference to grid in pairs of seeds."""
     names = list(found)
@@ -234,6 +264,8 @@ def main() -> None:
         f"{date.today()}, PyTorch {torch.__version__}, one thread of a CPU, {args.steps} steps of 64 samples. Means over seeds ± half-widths of 95 % "
         f'intervals; "- minus grid": difference in pairs of seeds. Chance: probe 0.125 (8 classes), retrieval {1 / GALLERY:.4f}.\n\n{table(found)}\n'
     )
+    if "ground" in found and "varied" in args.kinds.split(","):
+        text += f"\n## Ground models that are told a wrong GSD\n\n{misled(work, list(found['ground']))}\n"
     (RESULTS / f"scale_alibi_positions_patch{args.patch}.md").write_text(text)
     print(text)
 
