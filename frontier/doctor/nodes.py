@@ -116,12 +116,13 @@ def _cell(value: Any) -> str:
 def bad(checks: Sequence[Check], hosts: Sequence[str], path: Path | None = None) -> tuple[dict[str, str], Check]:
     """(host -> reason, the check that says so) of the nodes without which findings would be gone.
 
-    What is found on more than a third of the nodes is not about these nodes, and where more than a third look bad for whatever
-    reasons none is named: another set of nodes would not be better.
+    What is found on more than a third of the nodes is not about these nodes. Where more than a third look bad for whatever reasons, those with
+    an ERROR are named if they are few enough, since being slow may pass; otherwise none is: another set of nodes would not be better.
     """
     nodes = len(set(hosts))
     most = max(1, nodes // PART)
     reasons: dict[str, list[str]] = {}
+    failed: set[str] = set()
     common = []
     for check in checks:
         if len(check.blame) > most:
@@ -129,6 +130,9 @@ def bad(checks: Sequence[Check], hosts: Sequence[str], path: Path | None = None)
         else:
             for host, reason in check.blame.items():
                 reasons.setdefault(host, []).append(f"{check.check}: {reason}")
+            failed.update(check.blame if check.status == "ERROR" else ())
+    if len(reasons) > most and 0 < len(failed) <= most:
+        reasons = {host: texts for host, texts in reasons.items() if host in failed}
     where = f" (listed in {path})" if path else ""
     if len(reasons) > most or (common and not reasons):
         what = f"{len(reasons)} of {nodes} nodes look bad" if reasons else f"{some(common)}: on more than a third"

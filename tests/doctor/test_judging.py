@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import subprocess
@@ -307,6 +308,11 @@ def test_at_most_a_third_of_the_nodes_is_called_bad() -> None:
     named, _ = nodes.bad([blamed("disk", "n1", "n2", "n3"), blamed("clock", "n5")], six)  # what all have is not theirs
     assert named == {"n5": "clock: bad"}
     assert not nodes.bad([blamed("a", "n1"), blamed("b", "n2"), blamed("c", "n3")], six)[0]
+    slow = [dataclasses.replace(blamed(name, host), status="WARNING") for name, host in (("a", "n2"), ("b", "n3"))]
+    assert nodes.bad([blamed("disk", "n1"), *slow], six)[0] == {
+        "n1": "disk: bad"
+    }  # slowness may pass, a full disk does not
+    assert not nodes.bad([*slow, dataclasses.replace(slow[0], blame={"n4": "slow"})], six)[0]
     assert nodes.bad([blamed("disk", "a")], ["a", "b"])[0] == {"a": "disk: bad"}
     assert nodes.bad([checks.warning("x", "y", "z")], six)[1].status == "OK" and nodes.list_lines({}) == ""
 
