@@ -34,25 +34,38 @@ SAFE_SCORE = 40.0
 
 
 class _Chunks(NamedTuple):
-    """Slices whose scores make up a chunk: several heads at once only where all their queries fit, several samples only where all
-    their heads do. `scores`: of the largest.
+    """How many samples, heads and queries have their scores in a chunk: several heads only where all their queries fit, several
+    samples only where all their heads do. `scores`: of a chunk. `block`: heads whose float32 copies are held together; in bf16, where a head
+    alone makes several chunks, half of them: distances are then made twice, and copies, twice the size of what they copy, take half the room.
     """
 
-    samples: list[slice]
-    rows: list[slice]
-    heads: list[slice]
+    samples: int
+    heads: int
+    rows: int
     scores: int
+    block: int
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor) -> _Chunks:
         batch, heads, queries, _ = q.shape
         budget = left = max(SCORES_A_THREAD * torch.get_num_threads() // k.shape[2], 1)
-        slices = []
+        steps = []
         for size in (queries, heads, batch):
-            step = min(max(left, 1), size)
+            steps.append(min(max(left, 1), size))
             left //= size
-            slices.append([slice(first, min(first + step, size)) for first in range(0, size, step)])
-        return cls(slices[2], slices[0], slices[1], min(budget, batch * heads * queries) * k.shape[2])
+        scores = min(budget, batch * heads * queries) * k.shape[2]
+        whole = steps[0] == queries or q.dtype == torch.float32
+        return cls(steps[2], steps[1], steps[0], scores, heads if whole else -(-heads // 2))
+
+    def blocks(self, q: Tensor) -> list[tuple[slice, slice]]:
+        """Samples and heads, block by block."""
+        return [
+            (samples, heads) for samples in _cut(q.shape[0], self.samples) for heads in _cut(q.shape[1], self.block)
+        ]
+
+
+def _cut(size: int, step: int) -> list[slice]:
+    return [slice(first, min(first + step, size)) for first in range(0, size, step)]
 
 
 def _flat(x: Tensor, *columns: Tensor | float) -> Tensor:
@@ -102,34 +115,54 @@ def forward_pass(
 ) -> tuple[Tensor, Tensor]:
     """(out [B, H, N, d], logarithm of each query's denominator [B, H, N] in float32); arguments as in `attend`."""
     out, logs = _results(q)
-    low = q.dtype != torch.float32
     chunks = _Chunks.of(q, k)
-    steepest = {heads.start: float(slopes[heads].amax()) for heads in chunks.heads}
     buffer = q.new_empty(chunks.scores, dtype=torch.float32)
-    low_buffer = q.new_empty(chunks.scores if low else 0)
-    for samples in chunks.samples:
-        queries, keys_t = _flat(q[samples].float() * q.shape[-1] ** -0.5), _flat(k[samples].float()).transpose(1, 2)
-        values = _flat(v[samples])
-        greatest = _greatest(queries, keys_t)
-        for rows in chunks.rows:
-            bias = _bias(_of(q_at, samples)[:, rows], _of(k_at, samples), power)
-            furthest = float(bias.amax())
-            for heads in chunks.heads:
-                own = slice(heads.start, heads.start + (samples.stop - samples.start) * (heads.stop - heads.start))
-                p = _scores(queries[own, rows], keys_t[own], bias, slopes[heads], buffer)
-                least = -greatest - furthest * steepest[heads.start]
-                if greatest < SAFE_SCORE:
-                    total = _exp(p, least).sum(-1, keepdim=True)
-                    log = total.log()
-                else:
-                    top = p.amax(-1, keepdim=True)
-                    total = _exp(p.sub_(top), least - greatest).sum(-1, keepdim=True)
-                    log = total.log().add_(top)
-                p = _view(low_buffer, p.shape).copy_(p) if low else p
-                place = samples, heads, rows
-                out[place] = torch.bmm(p, values[own]).div_(total).view(out[place].shape)
-                logs[place] = log.view(logs[place].shape)
+    low_buffer = q.new_empty(chunks.scores if q.dtype != torch.float32 else 0)
+    for samples, heads in chunks.blocks(q):
+        part = samples, heads
+        places = _of(q_at, samples), _of(k_at, samples)
+        _forward(
+            q[part], k[part], v[part], *places, slopes[heads], power, chunks, buffer, low_buffer, out[part], logs[part]
+        )
     return out, logs
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_at: Tensor,
+    k_at: Tensor,
+    slopes: Tensor,
+    power: int,
+    chunks: _Chunks,
+    buffer: Tensor,
+    low_buffer: Tensor,
+    out: Tensor,
+    logs: Tensor,
+) -> None:
+    """One block, into `out` and `logs`."""
+    queries, keys_t = _flat(q.float() * q.shape[-1] ** -0.5), _flat(k.float()).transpose(1, 2)
+    values = _flat(v)
+    greatest = _greatest(queries, keys_t)
+    for rows in _cut(q.shape[2], chunks.rows):
+        bias = _bias(q_at[:, rows], k_at, power)
+        furthest = float(bias.amax())
+        for heads in _cut(q.shape[1], chunks.heads):
+            own = _own(q, heads)
+            p = _scores(queries[own, rows], keys_t[own], bias, slopes[heads], buffer)
+            least = -greatest - furthest * float(slopes[heads].amax())
+            if greatest < SAFE_SCORE:
+                total = _exp(p, least).sum(-1, keepdim=True)
+                log = total.log()
+            else:
+                top = p.amax(-1, keepdim=True)
+                total = _exp(p.sub_(top), least - greatest).sum(-1, keepdim=True)
+                log = total.log().add_(top)
+            p = _view(low_buffer, p.shape).copy_(p) if low_buffer.numel() else p
+            place = slice(None), heads, rows
+            out[place] = torch.bmm(p, values[own]).div_(total).view(out[place].shape)
+            logs[place] = log.view(logs[place].shape)
 
 
 def backward_pass(
@@ -145,42 +178,73 @@ def backward_pass(
     power: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
-    dq, dk, dv = _like(q), _like(k), _like(v)
-    scale, low = q.shape[-1] ** -0.5, q.dtype != torch.float32
+    results = _like(q), _like(k), _like(v)
     chunks = _Chunks.of(q, k)
-    steepest = {heads.start: float(slopes[heads].amax()) for heads in chunks.heads}
     buffer, second = q.new_empty(chunks.scores, dtype=torch.float32), q.new_empty(chunks.scores)
-    low_buffer = q.new_empty(chunks.scores if low else 0)
-    for samples in chunks.samples:
-        queries_less = _flat(q[samples].float() * scale, -logs[samples][..., None])
-        keys_t = _flat(k[samples].float(), 1.0).transpose(1, 2)
-        greatest = _greatest(queries_less[..., :-1], keys_t[:, :-1]) + float(logs[samples].abs().amax())
-        delta = (grad[samples].float() * out[samples].float()).sum(-1, keepdim=True).neg_()
-        # A bf16 column would round what is subtracted from dO V^T, so the rest goes into another.
-        columns = (delta.to(grad.dtype), (delta - delta.to(grad.dtype)).to(grad.dtype))[: 2 if low else 1]
-        grads = _flat(grad[samples], *columns)
-        values_t = _flat(v[samples], *(1.0 for _ in columns)).transpose(1, 2)
-        queries, keys = _flat(q[samples]), _flat(k[samples])
-        dk_sum, dv_sum = (torch.zeros(keys.shape, dtype=torch.float32, device=k.device) for _ in range(2))
-        for rows in chunks.rows:
-            bias = _bias(_of(q_at, samples)[:, rows], _of(k_at, samples), power)
-            furthest = float(bias.amax())
-            for heads in chunks.heads:
-                own = slice(heads.start, heads.start + (samples.stop - samples.start) * (heads.stop - heads.start))
-                p = _scores(queries_less[own, rows], keys_t[own], bias, slopes[heads], buffer)
-                p = _exp(p, -greatest - furthest * steepest[heads.start])
-                p = _view(low_buffer, p.shape).copy_(p) if low else p
-                ds = torch.bmm(grads[own, rows], values_t[own], out=_view(second, p.shape)).mul_(p)
-                place = samples, heads, rows
-                dq[place] = torch.bmm(ds, keys[own]).mul_(scale).view(dq[place].shape)
-                for total, weights, x in ((dv_sum, p, grads[..., : v.shape[-1]]), (dk_sum, ds, queries)):
-                    if low:
-                        total[own] += torch.bmm(weights.transpose(1, 2), x[own, rows])
-                    else:
-                        total[own].baddbmm_(weights.transpose(1, 2), x[own, rows])
-        dk[samples] = dk_sum.mul_(scale).view(dk[samples].shape)
-        dv[samples] = dv_sum.view(dv[samples].shape)
-    return dq, dk, dv
+    low_buffer = q.new_empty(chunks.scores if q.dtype != torch.float32 else 0)
+    for samples, heads in chunks.blocks(q):
+        part = samples, heads
+        given = grad[part], q[part], k[part], v[part], out[part], logs[part]
+        dq, dk, dv = (x[part] for x in results)
+        places = _of(q_at, samples), _of(k_at, samples)
+        _backward_block(*given, dq, dk, dv, *places, slopes[heads], power, chunks, buffer, second, low_buffer)
+    return results
+
+
+def _backward_block(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    logs: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    q_at: Tensor,
+    k_at: Tensor,
+    slopes: Tensor,
+    power: int,
+    chunks: _Chunks,
+    buffer: Tensor,
+    second: Tensor,
+    low_buffer: Tensor,
+) -> None:
+    """One block, into dq, dk and dv."""
+    scale, low = q.shape[-1] ** -0.5, q.dtype != torch.float32
+    delta = (grad.float() * out).sum(-1, keepdim=True).neg_()
+    # A bf16 column would round what is subtracted from dO V^T, so the rest goes into another.
+    columns = (delta.to(grad.dtype), (delta - delta.to(grad.dtype)).to(grad.dtype))[: 2 if low else 1]
+    grads = _flat(grad, *columns)
+    values_t = _flat(v, *(1.0 for _ in columns)).transpose(1, 2)
+    queries_less = _flat(q.float() * scale, -logs[..., None])
+    keys_t = _flat(k.float(), 1.0).transpose(1, 2)
+    greatest = _greatest(queries_less[..., :-1], keys_t[:, :-1]) + float(logs.abs().amax())
+    queries, keys = _flat(q), _flat(k)
+    dk_sum, dv_sum = (torch.zeros(keys.shape, dtype=torch.float32, device=k.device) for _ in range(2))
+    for rows in _cut(q.shape[2], chunks.rows):
+        bias = _bias(q_at[:, rows], k_at, power)
+        furthest = float(bias.amax())
+        for heads in _cut(q.shape[1], chunks.heads):
+            own = _own(q, heads)
+            p = _scores(queries_less[own, rows], keys_t[own], bias, slopes[heads], buffer)
+            p = _exp(p, -greatest - furthest * float(slopes[heads].amax()))
+            p = _view(low_buffer, p.shape).copy_(p) if low else p
+            ds = torch.bmm(grads[own, rows], values_t[own], out=_view(second, p.shape)).mul_(p)
+            place = slice(None), heads, rows
+            dq[place] = torch.bmm(ds, keys[own]).mul_(scale).view(dq[place].shape)
+            for total, weights, x in ((dv_sum, p, grads[..., : v.shape[-1]]), (dk_sum, ds, queries)):
+                if low:
+                    total[own] += torch.bmm(weights.transpose(1, 2), x[own, rows])
+                else:
+                    total[own].baddbmm_(weights.transpose(1, 2), x[own, rows])
+    dk.copy_(dk_sum.mul_(scale).view(dk.shape))
+    dv.copy_(dv_sum.view(dv.shape))
+
+
+def _own(q: Tensor, heads: slice) -> slice:
+    """Of q flattened, the rows of these heads: of all samples only where they are all heads."""
+    return slice(heads.start, heads.start + q.shape[0] * (heads.stop - heads.start))
 
 
 def _like(x: Tensor) -> Tensor:

@@ -105,18 +105,20 @@ def test_chunks(backend: str, power: int, dtype: torch.dtype) -> None:
     close(results(qkv, rest, power=power, backend=backend), exact(qkv, rest, power), allowed)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scores", [50, 500, 2000, 9250, 10**6])
-def test_chunks_cover_everything_once(scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_cover_everything_once(scores: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_products, "SCORES_A_THREAD", scores)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    (q, k, _), _ = problem()
+    (q, k, _), _ = problem(dtype=dtype)
     chunks = attention_products._Chunks.of(q, k)
     times, largest = torch.zeros(2, 5, 37), 0
-    for samples in chunks.samples:
-        for heads in chunks.heads:
-            for rows in chunks.rows:
-                times[samples, heads, rows] += 1
-                largest = max(largest, times[samples, heads, rows].numel() * 50)
+    for block in chunks.blocks(q):
+        part = times[block]
+        for heads in attention_products._cut(part.shape[1], chunks.heads):
+            for rows in attention_products._cut(37, chunks.rows):
+                part[:, heads, rows] += 1
+                largest = max(largest, part[:, heads, rows].numel() * 50)
     assert bool((times == 1).all())
     assert largest <= chunks.scores <= max(scores, 50)
 
