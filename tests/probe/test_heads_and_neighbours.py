@@ -200,8 +200,8 @@ def test_umap_is_fitted_on_training_alone(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(found.test) == 80 and details["components"] == 2
 
 
+@pytest.mark.slow  # half a minute of compiling
 def test_umap_itself() -> None:
-    pytest.importorskip("umap")
     (x, labels), (queries, truth) = blobs(120, 0), blobs(80, 1)
     predicted, _ = clusters.scores(clusters.umap_kmeans(x, queries, 4, 0)[0], labels, truth, 4, 0)
     assert (predicted == truth).mean() > 0.9
