@@ -17,9 +17,9 @@ STRATEGY_HELP = f"{', '.join(STRATEGIES)} or hybrid_<k> (hybrid_8: shards inside
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values never change after validation."""
+    """Base of all sections: unknown keys are errors, numbers are finite, values never change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -175,7 +175,7 @@ class ParallelConfig(Section):
         if self.compile and zero:
             raise ValueError("parallel.compile is not supported by DeepSpeed's hooks: use full_shard or hybrid_<k>")
         sharded = strategy == "full_shard" or strategy.startswith("hybrid")
-        if self.prefetch != 1 and not sharded:
+        if self.prefetch != 1 and (not sharded or strategy == "hybrid_1"):
             raise ValueError(f"parallel.prefetch has no effect under strategy {strategy}: leave it out")
         return self
 
@@ -189,7 +189,7 @@ class TrainConfig(Section):
     """A run or checkpoint whose weights to begin with, where names and shapes agree; a run that has checkpoints goes on from those."""
     global_batch: int = Field(gt=0)
     micro_batch: int | None = Field(None, gt=0)
-    """Images of a rank in one forward pass; default: its whole share. Smaller values accumulate gradients."""
+    """Images of a rank in one forward pass, at most its share of the global batch; default: that share. Smaller values accumulate gradients."""
     base_lr: float = Field(1.5e-4, gt=0)
     """The peak learning rate is base_lr x global_batch / 256 (MAE's linear scaling rule)."""
     min_lr: float = Field(0.0, ge=0)
@@ -198,11 +198,19 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.05, ge=0)
     """Not on biases, norms and tokens."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Of AdamW: how much of its two running means an update keeps."""
     clip_norm: float | None = Field(None, gt=0)
     spike_factor: float | None = Field(10.0, gt=1)
     """Skip a step whose gradient norm or loss exceeds this many times its median over the last 64 updates."""
     max_skipped: int = Field(20, ge=0)
     """Consecutive skipped steps before the run stops."""
+
+    @field_validator("betas")
+    @classmethod
+    def _betas(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError(f"betas {list(value)}: both are at least 0 and below 1")
+        return value
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def _number(env: Mapping[str, str], *names: str) -> float | None:
         return None
     try:
         value = float(env[name])
-        if value >= 0:
+        if 0 <= value < math.inf:
             return value
     except ValueError:
         pass

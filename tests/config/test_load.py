@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from frontier.config.load import load_config, nearest_key, parse_override, validate
+from frontier.config.schema import AugmentConfig, DataConfig, Section, TrainConfig
 from frontier.errors import UserError
+from frontier.models.registry import family
 from tests.conftest import ROOT, toy_config
 
 VALUES = toy_config(Path("run"), Path("shards"))
@@ -73,6 +77,12 @@ def test_nearest_key_by_spelling_then_by_last_part() -> None:
         ({"parallel": {"strategy": "hybrid_0"}}, "hybrid_<k>"),
         ({"data": {"shards": "x", "augment": {"crop_scale": [0.9, 0.2]}}}, "low <= high"),
         ({"model": {}}, "model.preset"),
+        (
+            {"parallel": {"strategy": "hybrid_1", "prefetch": 2}},
+            "parallel.prefetch has no effect under strategy hybrid_1",
+        ),
+        ({"train": {"global_batch": 32, "steps": 1, "betas": [0.9, 1.0]}}, "both are at least 0 and below 1"),
+        ({"train": {"global_batch": 32, "steps": 1, "base_lr": math.inf}}, "train.base_lr: .* finite number"),
     ],
 )
 def test_refusals_name_the_key_and_the_mend(change: dict, message: str) -> None:
@@ -95,3 +105,22 @@ def test_override_without_equals() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs/configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_configs_are_valid(path: Path) -> None:
     load_config(path)
+
+
+def sections(kind: type[Section] = Section) -> list[type[Section]]:
+    return [one for sub in kind.__subclasses__() for one in (sub, *sections(sub))]
+
+
+def test_no_number_may_be_infinite() -> None:
+    """Of any section of any family, in whatever shape a field takes numbers."""
+    for name in ("mae", "gpna", "scale_alibi"):
+        family(name)
+    fields = [(s, n) for s in sections() for n, field in s.model_fields.items() if "float" in str(field.annotation)]
+    assert {(TrainConfig, "base_lr"), (DataConfig, "mean"), (AugmentConfig, "crop_scale")} <= set(fields)
+    assert len({s.__module__ for s, _ in fields}) >= 6
+    for section, field in fields:
+        for bad in (math.inf, -math.inf, math.nan):
+            for given in (bad, [bad], [bad, bad]):
+                with pytest.raises(ValidationError) as told:
+                    section.model_validate({field: given})
+                assert any(error["loc"][:1] == (field,) for error in told.value.errors()), (section, field, given)

@@ -41,6 +41,7 @@ def test_nodes_of_pbs(tmp_path: Path) -> None:
     "name",
     ["FRONTIER_JOB_END", "SLURM_JOB_END_TIME", "SLURM_RESTART_COUNT", "FRONTIER_RESTARTS", "FRONTIER_ENV_STAGE_S"],
 )
-def test_no_number(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name}='tomorrow' is not a number"):
-        current_job({name: "tomorrow"})
+@pytest.mark.parametrize("value", ["tomorrow", "inf", "nan", "-1"])
+def test_no_number(name: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"{name}='{value}' is not a number"):
+        current_job({name: value})
