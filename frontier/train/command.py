@@ -51,14 +51,21 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_intermixed_args(argv)
     if (args.world_size is not None or args.json or args.nodes is not None) and not args.dry_run:
         raise UserError("--world-size, --nodes and --json go with --dry-run")
-    if args.nodes is not None and args.world_size:
-        raise UserError("--nodes and --world-size say the same: give one")
+    numbers = {
+        "--ranks": args.ranks,
+        "--world-size": args.world_size,
+        "--nodes": args.nodes,
+        "--ranks-per-node": args.ranks_per_node,
+        "--samples": args.samples,
+    }
+    low = next((name for name, number in numbers.items() if number is not None and number < 1), None)
+    if low is not None:
+        raise UserError(f"{low} {numbers[low]}: give a positive number")
+    same = [name for name in ("--ranks", "--world-size", "--nodes") if numbers[name] is not None]
+    if len(same) > 1:
+        raise UserError(f"{' and '.join(same)} say the same: give one")
     if args.nodes is None and any(v is not None for v in (args.rank, args.samples, args.ranks_per_node)):
         raise UserError("--rank, --samples and --ranks-per-node go with --nodes")
-    if any(
-        number is not None and number < 1 for number in (args.nodes, args.ranks_per_node, args.world_size, args.samples)
-    ):
-        raise UserError("--nodes, --ranks-per-node, --world-size and --samples: give positive numbers")
     from frontier.launch.ranks import discover
 
     ranks = discover()
@@ -67,8 +74,6 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(
                 f"--ranks is for a start without a launcher, this one was started by {ranks.source}: leave it out"
             )
-        if args.ranks < 1:
-            raise UserError(f"--ranks {args.ranks}: give a positive number")
         from frontier.launch.local import run_local
 
         command = [sys.executable, "-m", "frontier", "pretrain", args.config, *args.overrides]
