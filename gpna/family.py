@@ -37,6 +37,20 @@ def build(section: GPNASection, sources: dict[str, SourceShape]) -> GPNA:
     return GPNA(config)
 
 
+FUNCTION = ("head", "attention_heads", "query_residual", "norm_pix", "region", "highest", "mean", "std", "texts")
+"""Of a task: weights of the same shapes, another function."""
+
+
+def fixed(section: GPNASection) -> dict[str, Any]:
+    """Likewise of the whole section."""
+    found: dict[str, Any] = {"model.heads": section.size().heads}
+    found |= {f"model.tokens.{key}": value for key, value in section.tokens.model_dump().items()}
+    parts: dict[str, Any] = {f"model.tasks.{name}": task for name, task in section.tasks.items()}
+    for where, part in (parts | {"model.masked": section.masked}).items():
+        found |= {f"{where}.{key}": getattr(part, key) for key in FUNCTION if hasattr(part, key)}
+    return found
+
+
 def meta_inputs(module: nn.Module, sources: dict[str, SourceShape], micro_batch: int) -> dict[str, Any]:
     """Of a micro-batch with the sources' shares in which every token is there."""
     config = cast(GPNA, module).config
@@ -119,6 +133,7 @@ FAMILY = Family(
     flops=lambda module: flops_per_sample(cast(GPNA, module).config),
     encoder_parameters=encoder_parameters,
     features=features,
+    fixed=fixed,
     workload=lambda module: workload(cast(GPNA, module)),
     pictures=pictures,
     evaluate=evaluate,

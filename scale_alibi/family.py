@@ -64,6 +64,15 @@ def build(section: ScaleALiBiSection, sensors: dict[str, tuple[int, int]]) -> Sc
     return ScaleALiBi(maths(section, sensors))
 
 
+def fixed(section: ScaleALiBiSection) -> dict[str, Any]:
+    """Weights of the same shapes, another function."""
+    found: dict[str, Any] = {f"model.{name}": getattr(section, name) for name in ("position", "reference_m")}
+    found["model.heads"] = section.size().heads
+    if section.weights.reconstruction:
+        found |= {"model.decoder.heads": section.decoder_shape().heads, "model.norm_scope": section.norm_scope}
+    return found
+
+
 def meta_inputs(module: nn.Module, sensors: dict[str, tuple[int, int]], micro_batch: int) -> dict[str, Any]:
     """Of a micro-batch."""
     config = cast(ScaleALiBi, module).config
@@ -107,6 +116,7 @@ FAMILY = Family(
     flops=lambda module: flops_per_sample(cast(ScaleALiBi, module).config),
     encoder_parameters=encoder_parameters,
     hardware_flops=lambda module, kind, turns: hardware_flops(cast(ScaleALiBi, module).config, kind, turns),
+    fixed=fixed,
     workload=lambda module: workload(cast(ScaleALiBi, module)),
     pictures=pictures,
     evaluate=evaluate,

@@ -34,13 +34,9 @@ class ScaleALiBiFeed:
         found["model.sensors"] = list(self.model.sensors)
         for name, sensor in self.model.sensors.items():
             found |= {
-                f"model.sensors.{name}.{key}": getattr(sensor, key) for key in ("column", "bands", "size", "gsd_m")
+                f"model.sensors.{name}.{key}": getattr(sensor, key)
+                for key in ("column", "bands", "size", "gsd_m", "mean", "std")
             }
-        # Weights of the same shapes, another function.
-        found |= {f"model.{name}": getattr(self.model, name) for name in ("position", "reference_m")}
-        found["model.heads"] = self.model.size().heads
-        if self.model.weights.reconstruction:
-            found["model.decoder.heads"] = self.model.decoder_shape().heads
         return found
 
     def reader(self, device: torch.device, seed: int) -> ScaleALiBiReader:

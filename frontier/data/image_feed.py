@@ -36,7 +36,7 @@ class ImageFeed:
 
     def fixed(self) -> dict[str, Any]:
         data = self.data
-        names = ("block", "window", "column", "split", "image_size")
+        names = ("block", "window", "column", "split", "image_size", "mean", "std")
         return {f"data.{name}": getattr(data, name) for name in names}
 
     def reader(self, device: torch.device, seed: int) -> ImageReader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
@@ -13,7 +14,7 @@ from frontier.data.image_feed import ImageFeed, open_image_feed
 from frontier.data.transforms import mask_noise
 from frontier.models.counting import flops_per_image
 from frontier.models.mae import MAE, MAEConfig
-from frontier.models.presets import DecoderShape, get_decoder, get_shape
+from frontier.models.presets import DecoderShape, ViTShape, get_decoder, get_shape
 from frontier.models.registry import Family, ImageShape, image_shape
 from frontier.models.texture import TextureMAE
 
@@ -52,20 +53,34 @@ class MAESection(Section):
     texture: TextureSection | None = None
     """Predict patch statistics beside pixels (`frontier.models.texture`): for small images and small data."""
 
+    def encoder_shape(self) -> ViTShape:
+        """The preset's with the changes made here; UserError where they do not fit together."""
+        names = ("width", "depth", "heads", "mlp_hidden", "mlp", "patch")
+        return get_shape(self.preset, **{name: value for name in names if (value := getattr(self, name)) is not None})
+
+    def decoder_shape(self) -> DecoderShape:
+        """Likewise."""
+        own = {name: value for name, value in self.decoder.model_dump().items() if value is not None}
+        return replace(get_decoder(self.preset), **own)
+
     def maths(self, images: ImageShape) -> MAEConfig:
         """The sizes of the model on such images; UserError where they do not fit together."""
-        names = ("width", "depth", "heads", "mlp_hidden", "mlp", "patch")
-        changes = {name: value for name in names if (value := getattr(self, name)) is not None}
-        decoder = get_decoder(self.preset)
-        own = {name: value for name, value in self.decoder.model_dump().items() if value is not None}
         return MAEConfig(
-            encoder=get_shape(self.preset, **changes),
-            decoder=DecoderShape(**{"width": decoder.width, "depth": decoder.depth, "heads": decoder.heads, **own}),
+            encoder=self.encoder_shape(),
+            decoder=self.decoder_shape(),
             image_size=images.image_size,
             channels=images.channels,
             mask_ratio=self.mask_ratio,
             norm_pix_loss=self.norm_pix_loss,
         )
+
+
+def _fixed(section: Any) -> dict[str, Any]:
+    return {
+        "model.heads": section.encoder_shape().heads,
+        "model.decoder.heads": section.decoder_shape().heads,
+        "model.norm_pix_loss": section.norm_pix_loss,
+    }
 
 
 def _build(section: Any, images: ImageShape) -> nn.Module:
@@ -98,4 +113,5 @@ FAMILY = Family(
     flops=lambda module: flops_per_image(cast(MAE, module).config).step,
     encoder_parameters=lambda module: sum(p.numel() for p in cast(MAE, module).encoder.parameters()),
     hardware_flops=lambda module, kind, _turns: flops_per_image(cast(MAE, module).config, True, kind).hardware,
+    fixed=_fixed,
 )

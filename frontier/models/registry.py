@@ -45,6 +45,8 @@ class Family:
         meta_inputs: (module, shape, micro-batch) -> keyword arguments of its forward, on meta: to count memory.
         hardware_flops: (module, activation checkpointing, micro-batches of a step) -> those that really run for one sample, with what is
             computed again; None where it is not known, and then no HFU is given.
+        fixed: section -> by config key, what leaves the shapes of weights alone but makes another function of them, such as a number of
+            heads: it must be equal on both sides of a resume. None: shapes tell all.
         source: class of the entries of `data.sources`; None where the family takes one kind of data.
         features: (a run's resolved config, `frontier.probe.subject.Ask`) -> `frontier.probe.subject.Subject`: frozen features of labelled
             shards. None where a sample is one image and the module has `encode(images)`: `frontier.probe.images`.
@@ -65,6 +67,7 @@ class Family:
     encoder_parameters: Callable[[nn.Module], int]
     meta_inputs: Callable[[nn.Module, Any, int], dict[str, Any]]
     hardware_flops: Callable[[nn.Module, str, int], int] | None = None
+    fixed: Callable[[Any], dict[str, Any]] | None = None
     source: type[Section] | None = None
     features: Callable[[dict[str, Any], Any], Any] | None = None
     workload: Callable[[nn.Module], Workload] | None = None

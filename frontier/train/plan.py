@@ -81,7 +81,9 @@ class RunPlan:
         return None if count is None else count(self.model, kind, self.batch.accumulation)
 
     def fixed(self) -> dict[str, Any]:
-        """What must not change between the two sides of a resume, by config key."""
+        """What must not change between the two sides of a resume, by config key: what makes the stream of samples and what the model sees of
+        them. Beside it stands what the family says of its own section.
+        """
         c = self.config
         prints = [stream.shards.fingerprint for stream in self.feed.streams]
         return {

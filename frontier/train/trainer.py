@@ -159,14 +159,28 @@ def check_record(plan: RunPlan, record: dict[str, Any]) -> None:
     """Raises UserError where the run cannot go on from a checkpoint with this record."""
     where = plan.run_dir / "checkpoints" / f"step_{record['step']:08d}"
     check_parameters(record, plan.parameter_shapes, where)
-    for key, value in plan.fixed().items():
-        before = record["fixed"].get(key)
+    now, then = plan.fixed(), dict(record["fixed"])
+    for key in now.keys() - then.keys():  # recorded by a version that did not ask for it
+        then[key] = _at(record["config"], key)
+    if plan.family.fixed is not None:
+        now |= plan.family.fixed(plan.config.model)
+        then |= plan.family.fixed(plan.family.config.model_validate(record["config"]["model"]))
+    for key, value in now.items():
+        before = then.get(key)
         if before != value:
             old, new = (textwrap.shorten(str(shown), 160, placeholder=" …") for shown in (before, value))
             raise UserError(
                 f"{where} was made with {key}={old}, now it is {new}: the run would not go on "
                 "where it stopped; set it back, or give another run.dir"
             )
+
+
+def _at(config: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key; None where there is none."""
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
 
 
 def _facts(plan: RunPlan, ranks: Ranks, device: torch.device, resumed: int | None) -> dict[str, Any]:

@@ -186,6 +186,10 @@ RESUMES: dict[str, tuple[dict[str, Any], str]] = {
     "inputs": ({f"{SCENES}.inputs": {"image": {}}}, "another model"),
     "another head": ({"model.tasks.kind": None}, "another model"),
     "classes": ({"model.tasks.kind.classes": 7}, "another model"),
+    "heads": ({"model.heads": 4}, "model.heads=2, now it is 4"),
+    "heads of a task": ({"model.tasks.kind.attention_heads": 2}, "model.tasks.kind.attention_heads=4, now it is 2"),
+    "frequencies": ({"model.tokens": {"highest": 8.0}}, "model.tokens.highest=16.0, now it is 8.0"),
+    "values of hidden tokens": ({"model.masked.norm_pix": True}, "model.masked.norm_pix=False, now it is True"),
 }
 
 
@@ -207,7 +211,7 @@ def refused(data: Path, tmp_path: Path, changes: dict[str, Any], words: str, mas
         return resolve(load_config(tmp_path / "config.yaml"), 2)
 
     first = plan(config)
-    record = {"step": 5, "fixed": first.fixed(), "parameters": first.parameter_shapes}
+    record = {"step": 5, "fixed": first.fixed(), "parameters": first.parameter_shapes, "config": first.config.as_dict()}
     record = json.loads(json.dumps(record))  # as complete.json gives it back
     check_record(first, record)
     with pytest.raises(UserError) as error:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from frontier.config.load import validate
 from frontier.data.shards import ShardSet
 from frontier.errors import UserError
+from scale_alibi.family import FAMILY
 from scale_alibi.feed import open_feed
 from scale_alibi.sensors import SensorSection
 from tests.data.sets import write_set
@@ -94,16 +95,27 @@ def test_spacing_of_samples_goes_before_the_nominal_gsd(tmp_path: Path) -> None:
 
 def test_what_must_not_change_over_a_stop(rows: Path) -> None:
     sensors = {"radar": RADAR, "hires": HIRES}
-    base = opened(rows, sensors).fixed()
+
+    def fixed(sensors: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
+        feed = opened(rows, sensors, model)
+        assert FAMILY.fixed is not None
+        return feed.fixed() | FAMILY.fixed(feed.model)
+
+    base = fixed(sensors, {})
     others: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         ("model.sensors.hires.size", {"radar": RADAR, "hires": HIRES | {"size": 16}}, {}),
         ("model.sensors.hires.bands", {"radar": RADAR, "hires": HIRES | {"bands": ["b2", "b1", "b0"]}}, {}),
         ("model.sensors.hires.gsd_m", {"radar": RADAR, "hires": HIRES | {"gsd_m": 5.01}}, {}),
         ("model.sensors", {"hires": HIRES, "radar": RADAR | {"size": 32}}, {}),
+        ("model.sensors.hires.mean", {"radar": RADAR, "hires": HIRES | {"mean": [1.0, 2.0, 3.0]}}, {}),
         ("model.reference_m", sensors, {"reference_m": 41.0}),
+        ("model.position", sensors, {"position": "grid"}),
+        ("model.heads", sensors, {"heads": 2}),
+        ("model.decoder.heads", sensors, {"decoder": {"heads": 2}}),
+        ("model.norm_scope", sensors, {"norm_scope": "joint"}),
     ]
     for key, changed, model in others:
-        assert opened(rows, changed, model).fixed()[key] != base[key], key
+        assert fixed(changed, model)[key] != base[key], key
 
 
 def test_no_torch_with_the_section() -> None:

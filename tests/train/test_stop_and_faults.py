@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from frontier.train.checkpoint import read_record, seal
 from tests.conftest import curve, read_jsonl, run_frontier
 
 
@@ -144,6 +145,36 @@ def test_other_global_batch_is_refused(finished: Path, tmp_path: Path) -> None:
     run = copied(finished, tmp_path)
     done = run_frontier("pretrain", finished / "toy.yaml", f"run.dir={run}", "train.global_batch=16", "train.steps=9")
     one_line(done, "train.global_batch=32", "now it is 16")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("model.heads=4", "model.heads=2, now it is 4"),
+        ("model.decoder.heads=4", "model.decoder.heads=2, now it is 4"),
+        ("model.norm_pix_loss=false", "model.norm_pix_loss=True, now it is False"),
+        ("data.mean=[1,2,3]", "now it is [1.0, 2.0, 3.0]"),
+    ],
+)
+def test_the_same_shapes_with_another_meaning_are_refused(
+    finished: Path, tmp_path: Path, change: str, words: str
+) -> None:
+    run = copied(finished, tmp_path)
+    more = (f"run.dir={run}", "train.steps=9", change)
+    one_line(run_frontier("pretrain", finished / "toy.yaml", *more), change.partition("=")[0], words, "run.dir")
+
+
+def test_a_checkpoint_of_a_version_that_asked_for_less(finished: Path, tmp_path: Path) -> None:
+    """Keys that it did not note as fixed stand in the config that it holds."""
+    run = copied(finished, tmp_path)
+    checkpoint = run / "checkpoints/step_00000006"
+    record = read_record(checkpoint)
+    del record["fixed"]["data.mean"], record["fixed"]["data.std"]
+    seal(checkpoint, record)
+    options = ("pretrain", finished / "toy.yaml", f"run.dir={run}")
+    one_line(run_frontier(*options, "train.steps=9", "data.mean=[1,2,3]"), "data.mean=[", "now it is [1.0, 2.0, 3.0]")
+    done = run_frontier(*options, "train.steps=7")
+    assert done.returncode == 0 and "resumed from step 6" in done.stdout, done.stderr
 
 
 def test_full_disk_is_said_before_the_write_and_the_old_checkpoint_survives(finished: Path, tmp_path: Path) -> None:
