@@ -119,10 +119,11 @@ def set_prefetch(units: list[FSDPModule], depth: int) -> None:
 
 def parallelise(
     module: nn.Module, config: ParallelConfig, dims: ParallelDims, device: torch.device, seed: int
-) -> tuple[nn.Module, dist.ProcessGroup | None]:
+) -> tuple[nn.Module, dist.ProcessGroup | None, dist.ProcessGroup | None]:
     """Apply the list to `module` (parameters on `meta`) and fill it with the weights of `seed`.
 
-    Returns (the module to call: the same one, or its DistributedDataParallel wrapper; the group of the tensor axis, if any).
+    Returns (the module to call: the same one, or its DistributedDataParallel wrapper; the group of the tensor axis, if any; that of
+    the ranks that hold the same parts, if there are others).
     Weights are the same at every world size and strategy.
     """
     units = cast(ShardUnits, module).shard_units()
@@ -140,8 +141,9 @@ def parallelise(
         wrapper = DistributedDataParallel(
             module, device_ids=None if device.type == "cpu" else [device.index], gradient_as_bucket_view=True
         )
-        return wrapper, None
-    return module, None if across is None else across.get_group()
+        return wrapper, None, dist.group.WORLD if dims.replicate > 1 else None
+    replicas = mesh.get_group("replicate") if mesh is not None and dims.replicate > 1 else None
+    return module, None if across is None else across.get_group(), replicas
 
 
 def unwrap(module: nn.Module) -> nn.Module:

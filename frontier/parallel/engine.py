@@ -38,9 +38,12 @@ class Engine(Protocol):
 
     Attributes:
         module: the family's module, for its methods that are no maths (batch adapters).
+        replicas: the ranks that hold the same parts of the state as this one, in the order of the copies of the model; None
+            where it is the only one.
     """
 
     module: nn.Module
+    replicas: dist.ProcessGroup | None
 
     def forward(self, inputs: dict[str, Any], last: bool) -> dict[str, Tensor]:
         """Losses of a micro-batch; `last` of its step, after which gradients are reduced."""
@@ -82,7 +85,7 @@ class TorchEngine:
         seed: int,
     ) -> None:
         self.dims, self.device, self.clip_norm = dims, device, train.clip_norm
-        self.model, self.tensor_group = parallelise(module, parallel, dims, device, seed)
+        self.model, self.tensor_group, self.replicas = parallelise(module, parallel, dims, device, seed)
         self.module = unwrap(self.model)
         self.optimizer = AdamW(dict(self.module.named_parameters()), train)
         self.autocast = (

@@ -202,6 +202,8 @@ def gradients_one_by_one() -> Iterator[None]:
 class ZeroEngine:
     """The `Engine` of strategies zero_1, zero_2 and zero_3. `module` (on meta) stays as it is: the engine works on a copy."""
 
+    replicas: dist.ProcessGroup | None = None  # its optimizer state is cut over all ranks
+
     def __init__(
         self,
         module: nn.Module,

@@ -238,11 +238,14 @@ class Checkpoints:
         for doomed in self.folder.glob(".old_*"):
             shutil.rmtree(doomed, ignore_errors=True)
 
-    def restore(self, state: dict[str, Share], check: Any) -> tuple[dict[str, Any] | None, list[str]]:
-        """Load the newest valid checkpoint into `state`: rank 0 reads the index for all, every rank reads its own pieces.
+    def restore(
+        self, state: dict[str, Share], check: Any, replicas: dist.ProcessGroup | None = None
+    ) -> tuple[dict[str, Any] | None, list[str]]:
+        """Load the newest valid checkpoint into `state`: rank 0 reads the index for all, one rank of `replicas` its pieces.
 
         Args:
             check: called with the record before anything is loaded; raises UserError where it does not fit the run.
+            replicas: the ranks that hold the same parts as this one; None: it is the only one.
 
         Returns:
             (its record, or None where there is no checkpoint; one line for each that was passed over).
@@ -269,7 +272,7 @@ class Checkpoints:
                 continue
             check(record)
             try:
-                self._agree(self._load(state, Reader(folder, tensors)))
+                self._load_shared(state, Reader(folder, tensors), replicas)
             except UserError as error:
                 passed_over.append(str(error))
                 self._damaged.add(step)
@@ -283,8 +286,12 @@ class Checkpoints:
             )
         return None, passed_over
 
-    def begin_from(self, path: str, state: dict[str, Share]) -> tuple[Path, list[str], list[str]]:
+    def begin_from(
+        self, path: str, state: dict[str, Share], replicas: dist.ProcessGroup | None = None
+    ) -> tuple[Path, list[str], list[str]]:
         """Load into `state` the weights of another run's checkpoint where names and shapes agree; optimizer state stays as it is.
+
+        `replicas`: as of `restore`.
 
         Returns:
             (the checkpoint, names of the parameters that were loaded, names of this model's that were not).
@@ -310,8 +317,25 @@ class Checkpoints:
             raise UserError(
                 f"train.start_from: {folder} holds no parameter of this model by name and shape: leave it out"
             )
-        self._agree(self._load(fits, Reader(folder, tensors)))
+        self._load_shared(fits, Reader(folder, tensors), replicas)
         return folder, *([n.removeprefix("model.") for n in names] for names in (fits, weights.keys() - fits.keys()))
+
+    def _load_shared(self, state: dict[str, Share], reader: Reader, replicas: dist.ProcessGroup | None) -> None:
+        """Read once what the ranks of `replicas` hold alike, and send it on: a file system that feeds thousands of copies of a model
+        would take longer than the network. Raises UserError on all ranks where one cannot read.
+        """
+        first = replicas is None or dist.get_rank(replicas) == 0
+        self._agree(self._load(state, reader) if first else None)
+        if replicas is None:
+            return
+        source = dist.get_global_rank(replicas, 0)
+        for share in state.values():
+            for _, box in share.boxes:
+                # The network takes whole tensors on its device; offloaded ones lie on the host.
+                sent = box.to(self.device).contiguous()
+                dist.broadcast(sent, source, group=replicas)
+                if sent is not box and not first:
+                    box.copy_(sent)
 
     def _load(self, state: dict[str, Share], reader: Reader) -> Exception | None:
         """This rank's pieces; what is wrong with the files, if anything."""

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner, WriteItemType
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
@@ -179,18 +179,26 @@ class Reader(StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        def key_of(item: ReadItem) -> tuple[str, tuple[int, ...]]:
+            return item.storage_index.fqn, tuple(item.storage_index.offset or ())
+
+        def place_of(item: ReadItem) -> tuple[str, int]:
+            piece = self.pieces[key_of(item)]
+            return piece.file, piece.offset
+
         last: tuple[Any, torch.Tensor | None] = None, None
-        for item in plan.items:
-            key = (item.storage_index.fqn, tuple(item.storage_index.offset or ()))
-            if last[0] != key:
-                last = key, read_piece(self.folder, self.pieces[key], self.dtypes[key[0]], self.sizes[key])
-            part = last[1]
-            assert part is not None
-            for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
-                part = part.narrow(dim, start, length)
-            target = planner.resolve_tensor(item).detach()
-            target.copy_(part)
-            planner.commit_tensor(item, target)
+        with PieceFiles(self.folder) as files:
+            for item in sorted(plan.items, key=place_of):
+                key = key_of(item)
+                if last[0] != key:
+                    last = key, files.read(self.pieces[key], self.dtypes[key[0]], self.sizes[key])
+                part = last[1]
+                assert part is not None
+                for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+                    part = part.narrow(dim, start, length)
+                target = planner.resolve_tensor(item).detach()
+                target.copy_(part)
+                planner.commit_tensor(item, target)
         future: Future[None] = Future()
         future.set_result(None)
         return future
@@ -210,35 +218,62 @@ def read_index(folder: Path) -> dict[str, Any]:
     return tensors
 
 
-def read_piece(folder: Path, piece: Piece, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    """One chunk, its crc32 checked. Raises CorruptCheckpoint."""
-    path = folder / piece.file
-    if path.parent != folder:
-        raise CorruptCheckpoint(f"{folder / INDEX} points outside its folder ({piece.file})")
-    try:
-        with open(path, "rb") as file:
+class PieceFiles:
+    """Reads pieces of a checkpoint folder. The last file stays open: whoever asks in the order of files opens each once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._name: str | None = None
+        self._file: BinaryIO | None = None
+
+    def read(self, piece: Piece, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        """One chunk, its crc32 checked. Raises CorruptCheckpoint."""
+        path = self.folder / piece.file
+        if path.parent != self.folder:
+            raise CorruptCheckpoint(f"{self.folder / INDEX} points outside its folder ({piece.file})")
+        try:
+            file = self._opened(piece.file)
             file.seek(piece.offset)
             data = file.read(piece.length)
-    except OSError as error:
-        raise CorruptCheckpoint(f"{path} cannot be read ({error.strerror})") from None
-    if len(data) != piece.length or zlib.crc32(data) != piece.crc32:
-        raise CorruptCheckpoint(f"{path} is damaged at byte {piece.offset} (crc32 or length differs)")
-    if not data:
-        return torch.empty(shape, dtype=dtype)
-    return torch.from_numpy(np.frombuffer(bytearray(data), dtype=np.uint8)).view(dtype).reshape(shape)
+        except OSError as error:
+            raise CorruptCheckpoint(f"{path} cannot be read ({error.strerror})") from None
+        if len(data) != piece.length or zlib.crc32(data) != piece.crc32:
+            raise CorruptCheckpoint(f"{path} is damaged at byte {piece.offset} (crc32 or length differs)")
+        if not data:
+            return torch.empty(shape, dtype=dtype)
+        return torch.from_numpy(np.frombuffer(bytearray(data), dtype=np.uint8)).view(dtype).reshape(shape)
+
+    def _opened(self, name: str) -> BinaryIO:
+        if self._file is None or self._name != name:
+            self.close()
+            self._file, self._name = open(self.folder / name, "rb"), name
+        return self._file
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> PieceFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def read_tensors(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
     """All whole tensors whose name begins with `prefix` (dropped from the keys), on the host, without a process group."""
-    result = {}
+    result, pieces = {}, []
     for fqn, entry in read_index(folder).items():
         if not fqn.startswith(prefix):
             continue
-        dtype = _DTYPES[entry["dtype"]]
-        whole = torch.empty(entry["shape"], dtype=dtype)
-        for p in entry["pieces"]:
-            chunk = read_piece(folder, Piece(p["file"], p["offset"], p["length"], p["crc32"]), dtype, tuple(p["sizes"]))
-            region = tuple(slice(o, o + s) for o, s in zip(p["offsets"], p["sizes"], strict=True))
-            whole[region] = chunk
+        whole = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
         result[fqn.removeprefix(prefix)] = whole
+        pieces += [(whole, p) for p in entry["pieces"]]
+    pieces.sort(key=lambda found: (found[1]["file"], found[1]["offset"]))
+    with PieceFiles(folder) as files:
+        for whole, p in pieces:
+            piece = Piece(p["file"], p["offset"], p["length"], p["crc32"])
+            region = tuple(slice(o, o + s) for o, s in zip(p["offsets"], p["sizes"], strict=True))
+            whole[region] = files.read(piece, whole.dtype, tuple(p["sizes"]))
     return result

@@ -250,16 +250,17 @@ def train(
         run_dir / "checkpoints", saving.keep, saving.keep_every, saving.async_save, writing, device
     )
     step, guard = 0, Guard(config.train.spike_factor, config.train.max_skipped)
-    record, passed_over = checkpoints.restore(stepper.engine.state(), lambda found: check_record(plan, found))
+    engine = stepper.engine
+    record, passed_over = checkpoints.restore(engine.state(), lambda found: check_record(plan, found), engine.replicas)
     if record:
         step = record["step"]
         guard.restore(record["guard"])
-        stepper.engine.restored(guard.updates)
+        engine.restored(guard.updates)
         facts["resumed_from"] = step
     begun = None
     if record is None and config.train.start_from:
-        begun = checkpoints.begin_from(config.train.start_from, stepper.engine.state())
-        stepper.engine.restored(0)
+        begun = checkpoints.begin_from(config.train.start_from, engine.state(), engine.replicas)
+        engine.restored(0)
         facts["start_from"] = str(begun[0])
     console = Console(config.log.progress if ranks.is_main else "none", plan.steps, step, config.log.every_steps)
     log, start = None, 0
@@ -331,10 +332,10 @@ def train(
             # After the row: a checkpoint without the row of its step would leave a gap that no later start fills. What the save
             # holds training up counts in the next step's row.
             if saving.every_steps and step % saving.every_steps == 0 and step < plan.steps and not stopped:
-                checkpoints.save(step, stepper.engine.state(), _record(plan, ranks, step, guard))
+                checkpoints.save(step, engine.state(), _record(plan, ranks, step, guard))
             held = time.perf_counter() - now
         if checkpoints.last_step != step and (saving.at_end or step < plan.steps):
-            checkpoints.save(step, stepper.engine.state(), _record(plan, ranks, step, guard))
+            checkpoints.save(step, engine.state(), _record(plan, ranks, step, guard))
         checkpoints.wait()
     finally:
         profiler.close()

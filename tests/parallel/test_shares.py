@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,36 @@ def test_one_cut_loads_into_another(tmp_path: Path) -> None:
         dcp.load({"x": target}, storage_reader=reader, planner=LoadPlanner(), no_dist=True)
     assert torch.equal(flat, whole.flatten()[3:23])
     assert torch.equal(rows, whole[2:4])
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_file_is_opened_once_for_all_that_is_read_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are the dear thing on a parallel file system: not one open for each of hundreds of tensors."""
+    import torch.distributed.checkpoint as dcp
+
+    from frontier.parallel.shares import LoadPlanner, SavePlanner
+    from frontier.train import storage
+
+    state = {f"x{i}": Share.of(torch.full((4, 3), float(i))) for i in range(20)}
+    folder = tmp_path / "ckpt"
+    dcp.save(state, storage_writer=storage.Writer(folder, 0, lambda: None), planner=SavePlanner(), no_dist=True)
+    index = storage.read_index(folder)
+    # As if two ranks had written, every other tensor each.
+    shutil.copy(folder / "rank_00000.bin", folder / "rank_00001.bin")
+    for entry in list(index.values())[::2]:
+        entry["pieces"][0]["file"] = "rank_00001.bin"
+    storage.write_json(folder / storage.INDEX, {"schema": storage.SCHEMA, "tensors": index})
+    opened: list[str] = []
+    monkeypatch.setattr(
+        storage, "open", lambda path, *how: opened.append(Path(path).name) or open(path, *how), raising=False
+    )
+    fresh = {name: Share.of(torch.zeros(4, 3)) for name in state}
+    dcp.load(fresh, storage_reader=storage.Reader(folder, index), planner=LoadPlanner(), no_dist=True)
+    assert sorted(opened) == ["rank_00000.bin", "rank_00001.bin"]
+    assert all(torch.equal(fresh[name].boxes[0][1], state[name].boxes[0][1]) for name in state)
+    opened.clear()
+    assert torch.equal(storage.read_tensors(folder, "x")["7"], torch.full((4, 3), 7.0))
+    assert sorted(name for name in opened if name.endswith(".bin")) == ["rank_00000.bin", "rank_00001.bin"]
 
 
 def test_whole_copies_write_up_to_the_limit() -> None:
