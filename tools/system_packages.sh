@@ -32,6 +32,13 @@ if ! command -v shellcheck >/dev/null; then
   fi
 fi
 
+# What real ranks ask of a file system, against what a dry run counts.
+if ! command -v strace >/dev/null; then
+  if ! can_install || ! install strace; then
+    echo "no strace: operations on files will not be traced (Debian, as root: apt-get install strace)" >&2
+  fi
+fi
+
 # A clock that is wrong on one node only, for frontier doctor.
 if ! compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null; then
   if ! can_install || ! install faketime; then

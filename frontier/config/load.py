@@ -88,6 +88,14 @@ def read_extended(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(read_extended(path.parent / parent, (*seen, path)), values)
 
 
+def extended_files(path: Path) -> list[Path]:
+    """The file and those of its chain of `extends:`, which `read_extended` could read."""
+    files = [path.resolve()]
+    while parent := read_yaml(files[-1]).get("extends"):
+        files.append((files[-1].parent / parent).resolve())
+    return files
+
+
 def parse_override(text: str) -> tuple[list[str], Any]:
     """`train.steps=100` -> (["train", "steps"], 100); the value is read as YAML."""
     key, equals, value = text.partition("=")

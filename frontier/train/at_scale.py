@@ -3,6 +3,10 @@
 The plan of the chosen rank is really made (mesh, sampler, blocks and shard files of its first window, its part in a checkpoint) and
 timed; nothing is communicated or written. Counts are of this program's own files; the Python environment's are the site's
 concern (unpack it on node-local storage).
+
+Operations are those on names, which one metadata server answers for all: open (with its close), create, stat, mkdir, rename,
+unlink, listing. They are counted by construction, as the code makes them; tests/train/test_at_scale.py holds them against the system calls of
+real ranks. Reads and writes of open files go to the many servers that hold data.
 """
 
 from __future__ import annotations
@@ -55,8 +59,37 @@ def shard_files(stream: Stream, dims: ParallelDims, rank: int) -> int:
     return len(np.unique(np.searchsorted(starts, ends, side="right")))
 
 
-def at_scale(plan: RunPlan, rank: int, ranks_per_node: int, started: Started) -> dict[str, Any]:
-    """The figures of `rank`; keys end in their unit, counts have none."""
+def operations(plan: RunPlan, files: int, configs: int, writing: int) -> dict[str, float]:
+    """On names, by occasion. `files`: shard files of a rank's first window; `writing`: ranks that write a checkpoint."""
+    dims, streams = plan.dims, plan.feed.streams
+    world, copy = dims.world_size, dims.shard * dims.tensor
+    listed = sum(len(stream.shards.manifest["shards"]) for stream in streams)
+    read = sum(bool(stream.shards.manifest["shards"]) for stream in streams)
+    # Each config: stat, lstat, open. STOP. A stream: stat of its folder, open of the manifest. A shard: stat, lstat, two opens.
+    start = 3 * configs + 1 + 2 * read + 4 * files
+    # Its folder, made or found, and its file. Rank 0 besides: free space, index, record and folder with their renames, the newest and the
+    # oldest looked at; a stat of each file, and an unlink of each in the one that is dropped.
+    writer, first = 3, 26 + 2 * (writing + 2)
+    # Record and index; of each file twice whether it is there, and its size. Of the rest every reader opens what holds its parts.
+    opened, looked = max(1, writing // dims.shard), 8 + 2 * (writing + 2)
+    return {
+        "start_of_a_rank": start,
+        "start_of_rank_0": start + 4 * listed + 20,
+        "start_in_total": start * world + 4 * listed + 20,
+        "step_of_a_rank": 0,
+        "step_of_rank_0": 1,  # is there a STOP file?
+        "checkpoint_of_a_writer": writer,
+        "checkpoint_of_rank_0": writer + first,
+        "checkpoint_of_other_ranks": 0,
+        "checkpoint_in_total": writer * writing + first,
+        "resume_of_a_reader": opened,
+        "resume_of_other_ranks": 0,
+        "resume_in_total": opened * copy + looked,
+    }
+
+
+def at_scale(plan: RunPlan, rank: int, ranks_per_node: int, started: Started, configs: int = 1) -> dict[str, Any]:
+    """The figures of `rank`; keys end in their unit, counts have none. `configs`: files that the config is made of."""
     dims, saving = plan.dims, plan.config.checkpoint
     world, copy = dims.world_size, dims.shard * dims.tensor
     writing = writing_ranks(saving.writers, dims.replicate, copy)
@@ -67,7 +100,6 @@ def at_scale(plan: RunPlan, rank: int, ranks_per_node: int, started: Started) ->
         s.sampler.blocks_per_window // dims.data_ranks if n else 0 for s, n in zip(streams, files_of, strict=True)
     ]
     files, blocks = sum(files_of), sum(blocks_of)
-    listed = sum(len(stream.shards.manifest["shards"]) for stream in streams)
     saves = plan.steps // saving.every_steps if saving.every_steps else int(saving.at_end)
     setup_s = time.perf_counter() - started.clock
     window = sum(n * s.sampler.block * s.sample_bytes for s, n in zip(streams, blocks_of, strict=True))
@@ -103,19 +135,12 @@ def at_scale(plan: RunPlan, rank: int, ranks_per_node: int, started: Started) ->
             "bytes_a_writer": state_bytes // writing,
             "this_rank_writes": rank < writing,
             "checkpoints_of_the_run": saves,
+            "reading_ranks": copy,
+            "bytes_a_reader": state_bytes // dims.shard,
+            "this_rank_reads": rank < copy,
         },
         "log_files": {"rank_0": 4, "other_ranks": 0},
-        "file_system_operations": {
-            # open and close: config and its bases, manifest, each shard file; a read a block
-            "start_of_a_rank": 2 + 2 * files + blocks,
-            "start_of_rank_0": 2 + 2 * files + blocks + 2 * listed + 10,
-            "start_in_total": (2 + 2 * files + blocks) * world,
-            "step_of_a_rank": sum(n / s.sampler.window for s, n in zip(streams, blocks_of, strict=True)),
-            # mkdir, create, write, fsync, close of a piece; stats, record, renames and the drop of an old one by rank 0
-            "checkpoint_of_a_writer": 5,
-            "checkpoint_of_other_ranks": 0,
-            "checkpoint_in_total": 5 * writing + 3 * (writing + 2) + 10,
-        },
+        "file_system_operations": operations(plan, files, configs, writing),
     }
     notes = []
     if writing > MANY_FILES:
@@ -131,7 +156,7 @@ def at_scale(plan: RunPlan, rank: int, ranks_per_node: int, started: Started) ->
 
 def lines(report: dict[str, Any]) -> list[str]:
     """The report for a terminal."""
-    reader, saved, operations = report["reader"], report["checkpoint"], report["file_system_operations"]
+    reader, saved, names = report["reader"], report["checkpoint"], report["file_system_operations"]
     place = ", ".join(f"{k} {v}" for k, v in report["place"].items())
     return [
         f"scale       {report['ranks']:,} ranks on {report['nodes']:,} nodes; rank {report['rank']:,}: {place}",
@@ -141,7 +166,10 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"{reader['shard_files_first_window']} shard files, {reader['host_gib']:.3f} GiB on the host; sampler state: none",
         f"writing     {saved['files']:,} files a checkpoint by {saved['writing_ranks']:,} ranks, "
         f"{saved['bytes_a_writer'] / 2**30:.2f} GiB each; logs: 4 files by rank 0, none by others",
-        f"operations  on the file system, start: {operations['start_of_a_rank']} a rank, {operations['start_in_total']:,} in total; "
-        f"checkpoint: {operations['checkpoint_of_a_writer']} a writer, {operations['checkpoint_in_total']:,} in total",
+        f"resuming    {saved['reading_ranks']:,} ranks read the checkpoint, up to {saved['bytes_a_reader'] / 2**30:.2f} GiB each"
+        + (", and send it to the others" if saved["reading_ranks"] < report["ranks"] else ""),
+        f"operations  on names, start: {names['start_of_a_rank']} a rank, {names['start_in_total']:,} in total; step: 0, rank 0 {names['step_of_rank_0']}; "
+        f"checkpoint: {names['checkpoint_of_a_writer']} a writer, {names['checkpoint_in_total']:,} in total; "
+        f"resume: {names['resume_of_a_reader']} a reader, {names['resume_in_total']:,} in total",
         *(f"note        {note}" for note in report["notes"]),
     ]

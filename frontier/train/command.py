@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     # Before the slow imports; a dry run ends as any program does. The handlers stay: a signal in the last moments is late, not deadly.
     stop = None if args.dry_run else StopFlag()
 
-    from frontier.config.load import load_config
+    from frontier.config.load import extended_files, load_config
     from frontier.config.schema import ZERO
     from frontier.data.stage import stage_root
     from frontier.launch.job import current_job
@@ -120,7 +120,9 @@ def main(argv: Sequence[str]) -> int:
     if args.dry_run:
         from frontier.train.dry_run import dry_run
 
-        scale = at_scale(plan, watched, per_node, started) if args.nodes else None
+        scale = None
+        if args.nodes:
+            scale = at_scale(plan, watched, per_node, started, len(extended_files(Path(args.config))))
         if ranks.is_main:
             dry_run(plan, scale, as_json=args.json)
         return EXIT_OK

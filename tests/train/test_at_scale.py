@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +17,7 @@ from frontier.config.load import load_config
 from frontier.data.loader import Loader
 from frontier.train.at_scale import shard_files
 from frontier.train.plan import resolve
-from tests.conftest import run_frontier
+from tests.conftest import ROOT, run_frontier
 
 FULL_FRONTIER = ("--nodes", "9408", "--samples", "1000000000", "train.global_batch=75264", "parallel.strategy=hybrid_8")
 
@@ -32,6 +37,66 @@ def test_9408_nodes_on_a_laptop(toy: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     whole = run_frontier("pretrain", toy, "--dry-run", *FULL_FRONTIER, "parallel.strategy=full_shard")
     assert "75,266 files: a hybrid strategy such as hybrid_" in whole.stdout
+
+
+def traced(folder: Path, own: tuple[Path, ...], *words: str | Path) -> list[list[str]]:
+    """The names that each rank of a real run gave the file system, those of `own` and below: one a call."""
+    folder.mkdir()
+    strace = ["strace", "-ff", "-qq", "-e", "trace=%file,clone,clone3,fork,vfork", "-o", folder / "t"]
+    done = subprocess.run(
+        [*strace, sys.executable, "-m", "frontier", "pretrain", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    calls = {int(path.suffix[1:]): path.read_text(errors="replace").splitlines() for path in folder.iterdir()}
+    started = {
+        int(thread): process
+        for process, lines in calls.items()
+        for line in lines
+        for thread in re.findall(r"^clone3?\(.*CLONE_THREAD.*= (\d+)$", line)
+    }
+    found: dict[int, list[str]] = defaultdict(list)
+    for process, lines in calls.items():
+        while process in started:
+            process = started[process]
+        for line in lines:
+            name = re.match(r'(?!execve)\w+\([^"]*"([^"]+)"', line)
+            if name and any(Path(name[1]).is_relative_to(path) for path in own):
+                found[process].append(name[1])
+    return [names for names in found.values() if any(name.endswith("/STOP") for name in names)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_operations_are_those_of_real_ranks(toy: Path, shards: Path, tmp_path: Path) -> None:
+    """Four ranks, of which two hold one copy of the model and two another: a start with three saves, and a resume."""
+    more = ("parallel.strategy=hybrid_2", "checkpoint.writers=2", "checkpoint.every_steps=2", "train.steps=6")
+    more = (*more, "data.workers=0", "log.ranks_every=100")
+    scale = ("--dry-run", "--json", "--nodes", "2", "--ranks-per-node", "2")
+    told = json.loads(run_frontier("pretrain", toy, *more, *scale).stdout)["scale"]["file_system_operations"]
+    run = tmp_path / "run"
+    own = (toy, shards, run)
+    ranks = sorted(traced(tmp_path / "first", own, toy, *more, "--ranks", "4"), key=len)
+    assert len(ranks) == 4
+    inside = [[name for name in names if Path(name).is_relative_to(run / "checkpoints")] for names in ranks]
+    outside = [len(names) - len(saved) for names, saved in zip(ranks, inside, strict=True)]
+    assert [len(saved) for saved in inside[:2]] == [0, 0], "these hold a copy that others write"
+    assert outside[:3] == [told["start_of_a_rank"]] * 3
+    assert 2 * 3 <= len(inside[2]) <= 3 * told["checkpoint_of_a_writer"]
+    most = told["start_of_rank_0"] + 6 * told["step_of_rank_0"] + 3 * told["checkpoint_of_rank_0"]
+    assert 0.6 * most < len(ranks[3]) <= most
+
+    resumed = sorted(
+        traced(tmp_path / "second", own, toy, *more, "train.steps=7", "checkpoint.at_end=false", "--ranks", "4"),
+        key=len,
+    )
+    inside = [[name for name in names if Path(name).is_relative_to(run / "checkpoints")] for names in resumed]
+    assert [len(names) for names in inside[:3]] == [0, 0, told["resume_of_a_reader"]], (
+        "one rank reads for all that hold the same"
+    )
+    assert sum(map(len, inside)) <= told["resume_in_total"] + 20  # the folder itself, made and cleaned by rank 0
 
 
 @pytest.mark.parametrize(
