@@ -29,6 +29,7 @@ class Case:
             overlap, memory as published).
         samples: images of the whole run, for node-hours.
         data: synthetic, or shards: then the storage's rate bounds the step where it is known.
+        sample_bytes: stored bytes that are read of a sample; None: one uint8 image as the model sees it, uncompressed.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Case:
     data: str = "synthetic"
     ranks: int | None = None
     """Devices, where not all of the nodes' are used."""
+    sample_bytes: int | None = None
     given: Workload | None = None
     """What a family says of a run's model, in place of a preset on images of `image_size` and `channels`."""
 
@@ -102,6 +104,11 @@ class Case:
     @property
     def work(self) -> Workload:
         return self.given or workload(self.model, self.workload, self.image_size, self.channels, self.mask_ratio)
+
+    @property
+    def read_bytes(self) -> int:
+        """Of a step's samples in storage."""
+        return self.global_batch * (self.sample_bytes or self.channels * self.image_size**2)
 
     @property
     def element_bytes(self) -> int:

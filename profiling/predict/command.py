@@ -14,6 +14,7 @@ from frontier.errors import EXIT_OK, UserError
 if TYPE_CHECKING:
     from frontier.config.load import Config
     from frontier.models.workload import Workload
+    from frontier_profiling.predict.system import System
 
 EPILOG = """All figures are predicted; the range covers nine of ten published points. The published study is reproduced by --as-published
 (FSDP1's memory and reductions); `frontier plan --errors` prints how far the predictor is from every published point, with each model and
@@ -52,6 +53,18 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--channels", type=int, default=3)
     out.add_argument("--mask-ratio", type=float, default=0.75, help="of --workload mae")
     out.add_argument(
+        "--data",
+        choices=("synthetic", "shards"),
+        default="synthetic",
+        help="shards: the step also waits for storage, at the system file's rate (default synthetic; of a --config what it reads)",
+    )
+    out.add_argument(
+        "--read-gb-per-s",
+        type=float,
+        metavar="N",
+        help="of --data shards: what a node reads, instead of the system file's",
+    )
+    out.add_argument(
         "--config",
         metavar="CONFIG",
         help="take model, inputs, batch and parallel settings from a run's config (of gpna and scale_alibi its data are opened: manifests and labels); flags given beside it win",
@@ -78,6 +91,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(list(argv))
     if args.errors:
         return print_errors(args.json)
+    args.sample_bytes = None  # of a config's shards
     from frontier_profiling.predict import tables
     from frontier_profiling.predict.case import Case
     from frontier_profiling.predict.predict import predict
@@ -103,6 +117,8 @@ def main(argv: Sequence[str]) -> int:
                 f"--ranks {args.ranks}: {nodes[0]} node(s) of {system.name} have {most} devices; give {least + 1} to {most}, or other --nodes"
             )
     refuse_idle(args, given, strategies)
+    if args.read_gb_per_s is not None:
+        system = with_storage(system, args.read_gb_per_s)
     if own is None:
         refuse_families(models)
     rows: list[Row] = []
@@ -112,7 +128,8 @@ def main(argv: Sequence[str]) -> int:
             base = Case(
                 model, system, n, "no_shard", 1 if args.tensor is None else args.tensor, args.micro_batch, 1, args.precision, args.activation_checkpointing,
                 args.prefetch, args.image_size, args.channels, args.mask_ratio, args.workload,
-                "fsdp1" if args.as_published else "fsdp2", args.offload, args.samples, ranks=args.ranks, given=own and own.work,
+                "fsdp1" if args.as_published else "fsdp2", args.offload, args.samples, data=args.data, ranks=args.ranks,
+                sample_bytes=args.sample_bytes, given=own and own.work,
             )  # fmt: skip
             base = with_global_batch(base, args.global_batch)
             if strategies == ["auto"]:
@@ -151,11 +168,22 @@ def refuse_idle(args: argparse.Namespace, given: set[str], strategies: Sequence[
 
     if "mask_ratio" in given and args.workload != "mae":
         raise UserError("--mask-ratio is of --workload mae: the encoder of --workload vit sees all tokens")
+    if args.read_gb_per_s is not None and args.data != "shards":
+        raise UserError("--read-gb-per-s goes with --data shards, or a --config that reads some")
     if "prefetch" not in given or args.prefetch == 1:
         return
     for word in strategies:
         if word in UNGATHERED:
             raise UserError(f"--prefetch {args.prefetch} has no effect under strategy {word}: leave it out")
+
+
+def with_storage(system: System, rate: float) -> System:
+    """`system` whose nodes read at `rate` GB/s."""
+    from frontier_profiling.predict.system import Storage
+
+    if not 0 < rate < float("inf"):
+        raise UserError(f"--read-gb-per-s {rate:g}: give a positive number")
+    return system.model_copy(update={"storage": Storage(read_gb_per_s_per_node=rate, name="as given")})
 
 
 def words(text: str) -> list[str]:
@@ -235,10 +263,30 @@ def from_config(path: str, given: set[str]) -> tuple[dict[str, Any], OwnWork | N
         "model": maths.preset,
         "workload": "mae",
         "mask_ratio": maths.mask_ratio,
-        "image_size": config.data.image_size or 224,
+        **stored(config),
         **run_settings(config),
     }
     return {name: value for name, value in settings.items() if name not in given}, None
+
+
+def stored(config: Config) -> dict[str, Any]:
+    """Flags that tell a run's images: as its shards' manifest says, where there is one here; else RGB, of 224 px unless the config says."""
+    import math
+
+    import numpy as np
+
+    from frontier.data.manifest import load_manifest
+
+    data = config.data
+    if data.synthetic is not None:
+        return {"image_size": data.image_size, "channels": data.synthetic.channels}
+    try:
+        image = load_manifest(data.shards or "")["images"][data.column]
+        channels, *_, side = image["shape"]
+        values = {"channels": channels, "sample_bytes": math.prod(image["shape"]) * np.dtype(image["dtype"]).itemsize}
+    except (UserError, KeyError):
+        side, values = 224, {}
+    return {"image_size": data.image_size or side, **values}
 
 
 def of_family(path: str, config: Config, given: set[str]) -> tuple[dict[str, Any], OwnWork]:
@@ -259,6 +307,10 @@ def of_family(path: str, config: Config, given: set[str]) -> tuple[dict[str, Any
     with torch.device("meta"):
         module = chosen.build(resolved.model, chosen.shape(resolved))
     settings = {"model": feed.model.preset, "workload": chosen.name, **run_settings(config)}
+    samples = sum(stream.sampler.global_batch for stream in feed.streams)
+    settings["sample_bytes"] = (
+        sum(stream.sampler.global_batch * stream.sample_bytes for stream in feed.streams) // samples
+    )
     own = OwnWork(chosen.workload(module), feed.streams)
     return {name: value for name, value in settings.items() if name not in given}, own
 
@@ -279,6 +331,7 @@ def refuse_families(models: Sequence[str]) -> None:
 def run_settings(config: Config) -> dict[str, Any]:
     """Flags that every family's config tells."""
     settings = {
+        "data": "synthetic" if config.data.synthetic else "shards",
         "strategy": config.parallel.strategy, "tensor": config.parallel.tensor, "precision": config.parallel.precision,
         "activation_checkpointing": config.parallel.activation_checkpointing, "prefetch": config.parallel.prefetch,
         "offload": config.parallel.offload, "global_batch": config.train.global_batch,

@@ -8,6 +8,7 @@ from frontier_profiling.predict.memory import memory, minimum_devices
 from frontier_profiling.predict.power import power_w
 from frontier_profiling.predict.published import published_peaks, published_rate
 from frontier_profiling.predict.step import Step, step
+from frontier_profiling.predict.system import System
 from frontier_profiling.rows import Row
 
 STUDIED_DEVICES = 1024
@@ -114,8 +115,11 @@ def _time(row: Row, case: Case, timed: Step) -> None:
         row.energy_source = "predicted from idle and busy power"
     if case.samples:
         row.node_hours = case.samples / rate / 3600 * case.nodes
-    if timed.data:
-        row.data_supply_ratio = (seconds - timed.data) / seconds
+    if timed.supply:
+        row.data_supply_ratio = timed.busy / timed.supply
+    row.notes += reading_notes(case.system, case.data)
+    if case.data == "shards" and timed.supply is None:
+        del row.step_parts_s["data"]
     row.limit = limit_of(row)
     if case.devices > STUDIED_DEVICES and case.system.name in ("frontier", "lumi"):
         row.notes.append(f"extrapolated: the published points end at {STUDIED_DEVICES} devices")
@@ -139,10 +143,23 @@ def _time(row: Row, case: Case, timed: Step) -> None:
         )
 
 
+def reading_notes(system: System, data: str) -> list[str]:
+    """Where the rate at which samples are read comes from; nothing where none are, or where it was measured."""
+    storage = system.storage
+    if data == "synthetic" or (system.measured and storage.read_gb_per_s_per_node):
+        return []
+    named = f" ({storage.name})" if storage.name else ""
+    if storage.read_gb_per_s_per_node:
+        return [f"assumed: a node reads {storage.read_gb_per_s_per_node:g} GB/s{named}, files in large pieces"]
+    if storage.read_gb_per_s:
+        return [f"assumed: the job has all {storage.read_gb_per_s:,g} GB/s of the shared file system{named}"]
+    return [f"not predicted: how long the step waits for data, for how fast {system.name} reads is not known"]
+
+
 def _published(row: Row, case: Case) -> list[str]:
     """The published figures of the same cell, where there are any."""
     same = (
-        case.system.name == "frontier" and case.workload == "vit" and case.image_size == 224 and case.ranks is None
+        case.system.name == "frontier" and case.workload == "vit" and case.data == "synthetic" and case.image_size == 224 and case.ranks is None
         and case.micro_batch == 32 and case.accumulation == 1 and case.tensor == 1 and case.prefetch == 1
         and case.activation_checkpointing == "full" and case.precision == ("fp32" if case.strategy == "ddp" else "bf16")
     )  # fmt: skip

@@ -41,13 +41,24 @@ class Step:
     compute: Compute
     moved: Moved
     exposed: float
-    data: float
+    supply: float | None = None
+    """Seconds that the storage takes to give the step's samples; None where there is nothing to read or its rate is not known."""
     transfers: float = 0.0
     """Copies to and from the host under offload: part of `exposed`."""
 
     @property
+    def busy(self) -> float:
+        """Seconds of a step that need not wait for data."""
+        return self.compute.passes + self.compute.optimizer + self.exposed
+
+    @property
+    def data(self) -> float:
+        """Seconds that the step waits for data: reading goes on beside it."""
+        return max(0.0, (self.supply or 0.0) - self.busy)
+
+    @property
     def seconds(self) -> float:
-        return self.compute.passes + self.compute.optimizer + self.exposed + self.data
+        return self.busy + self.data
 
 
 def gathers_per_micro_batch(strategy: str) -> int:
@@ -136,13 +147,10 @@ def offload_transfers(case: Case, c: Constants) -> float:
     return turns * own / (c.host_copy_gb_per_s * 1e9)
 
 
-def data_wait(case: Case, busy: float) -> float:
-    """Seconds a step waits for storage: uint8 images, where a rate is known and the data come from shards."""
-    rate = case.system.storage.read_gb_per_s_per_node
-    if case.data != "shards" or rate is None:
-        return 0.0
-    size = case.channels * case.image_size**2 * case.global_batch
-    return max(0.0, size / (rate * 1e9 * case.nodes) - busy)
+def supply(case: Case) -> float | None:
+    """Seconds that the storage takes for the samples of a step."""
+    rate = case.system.read_gb_per_s(case.nodes)
+    return None if case.data != "shards" or rate is None else case.read_bytes / (rate * 1e9)
 
 
 def step(case: Case, c: Constants) -> Step:
@@ -150,4 +158,4 @@ def step(case: Case, c: Constants) -> Step:
     m = moved(case, c)
     transfers = offload_transfers(case, c)
     waited = exposed(case, work, m, c) + transfers
-    return Step(work, m, waited, data_wait(case, work.passes + work.optimizer + waited))
+    return Step(work, m, waited, supply(case), transfers)

@@ -83,7 +83,12 @@ class Network(_Part):
 
 
 class Storage(_Part):
+    """Where samples are read from."""
+
     read_gb_per_s_per_node: Positive | None = None
+    read_gb_per_s: Positive | None = None
+    """Of a file system that all nodes share: a job can have no more."""
+    name: str = ""
 
 
 TABLES = ("operator_s", "ranks", "collectives")
@@ -152,6 +157,14 @@ class System(_Part):
         return hash(
             (self.name, self.device.name, self.node.devices)
         )  # cases are keys of caches; equality compares everything
+
+    def read_gb_per_s(self, nodes: int) -> float | None:
+        """What so many nodes read together at most; None where neither a node's rate nor the file system's is known."""
+        own, shared = self.storage.read_gb_per_s_per_node, self.storage.read_gb_per_s
+        if own is None and shared is not None and self.network is not None:
+            own = self.network.node_gb_per_s
+        known = [rate for rate in (own and own * nodes, shared) if rate is not None]
+        return min(known) if known else None
 
     @property
     def measured(self) -> bool:

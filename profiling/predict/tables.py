@@ -9,6 +9,10 @@ from frontier_profiling.predict.search import name_of
 from frontier_profiling.rows import MEMORY_PARTS, Row
 
 
+FREE = 5
+"""Rows of the free search that are printed; --json has --top."""
+
+
 def plan_lines(rows: Sequence[Row], said: Sequence[dict[str, Any]], top: int) -> list[str]:
     """The settings, a table of rows, the winner's reason, what more freedom would give; one row alone in full."""
     out = [settings_line(rows), ""]
@@ -17,22 +21,25 @@ def plan_lines(rows: Sequence[Row], said: Sequence[dict[str, Any]], top: int) ->
     out += table(rows, top)
     for entry in said:
         out += ["", f"{entry['model']} on {entry['nodes']} node(s): {entry['why']}"]
-        best = entry["free"][0]
-        winner: Row = entry["winner"]
-        if best.fits and winner.images_per_s and best.images_per_s > 1.01 * winner.images_per_s:
-            gain = 100 * (best.images_per_s / winner.images_per_s - 1)
-            out.append(
-                f"  with micro-batch and checkpointing free as well: {name_of(best)}, checkpointing {best.activation_checkpointing}, "
-                f"micro-batch {best.micro_batch} x {best.accumulation}: {best.images_per_s:,.0f} {noun(best)}s/s ({gain:+.0f} %), "
-                f"{best.memory_gib['peak']:.1f} of {best.memory_limit_gib:g} GiB{near(best)}"
-            )
-        elif not winner.fits and best.fits:
-            out.append(
-                f"  what fits: {name_of(best)}, checkpointing {best.activation_checkpointing}, micro-batch {best.micro_batch} x "
-                f"{best.accumulation}: {best.images_per_s:,.0f} {noun(best)}s/s, {best.memory_gib['peak']:.1f} of {best.memory_limit_gib:g} GiB{near(best)}"
-            )
+        out += free_lines(entry["winner"], entry["free"])
     if len(said) == 1 and said[0]["winner"].fits:
         out += ["", f"{name_of(said[0]['winner'])} in full:", *one_row(said[0]["winner"])]
+    return out
+
+
+def free_lines(winner: Row, found: Sequence[Row]) -> list[str]:
+    """The best with micro-batch and checkpointing free as well, where they beat the winner by 1 % or fit where nothing else does."""
+    best = found[0]
+    if not best.fits or (winner.images_per_s and (best.images_per_s or 0.0) <= 1.01 * winner.images_per_s):
+        return []
+    out = ["  with micro-batch and checkpointing free as well (accumulation keeps the global batch):"]
+    for row in [row for row in found if row.fits][:FREE]:
+        assert row.images_per_s
+        gain = f"{100 * (row.images_per_s / winner.images_per_s - 1):+.0f} %" if winner.images_per_s else ""
+        out.append(
+            f"    {name_of(row):25}{'checkpointing ' + row.activation_checkpointing:25}micro-batch {row.micro_batch:>3} x {row.accumulation:<4}"
+            f"{row.images_per_s:11,.0f} {noun(row)}s/s {gain:>6}{row.memory_gib['peak']:8.1f} of {row.memory_limit_gib:g} GiB{near(row)}"
+        )
     return out
 
 
@@ -82,7 +89,10 @@ def table(rows: Sequence[Row], top: int) -> list[str]:
         out.append(f"… and {hidden} more (--top N, --json)")
     notes = list(
         dict.fromkeys(
-            note for row in rows for note in row.notes if note.startswith(("extrapolated", "assumed", "offload"))
+            note
+            for row in rows
+            for note in row.notes
+            if note.startswith(("extrapolated", "assumed", "not predicted", "offload"))
         )
     )
     return [*out, *notes]
@@ -96,7 +106,7 @@ def line(row: Row) -> str:
         )
     assert row.step_s_low and row.step_s_high and row.mfu and row.global_batch
     low, high = row.global_batch / row.step_s_high, row.global_batch / row.step_s_low
-    waits = 100 * (row.step_parts_s["exposed"] + row.step_parts_s["data"]) / row.step_s
+    waits = 100 * (row.step_parts_s["exposed"] + row.step_parts_s.get("data", 0.0)) / row.step_s
     power = "-" if row.power_w is None else f"{row.power_w / 1e3:.1f}"
     joules = "-" if row.joules_per_image is None else f"{row.joules_per_image:.1f}"
     hours = "-" if row.node_hours is None else f"{row.node_hours:,.1f}"
@@ -128,10 +138,16 @@ def one_row(row: Row) -> list[str]:
         assert row.step_s_low and row.step_s_high and row.images_per_s and row.mfu and row.hfu and row.tflops_per_device
         out.append(f"  step        {row.step_s:.3f} s (range {row.step_s_low:.3f} - {row.step_s_high:.3f}):")
         for name in ("compute", "launch", "optimizer", "exposed", "data"):
-            out.append(f"    {name:<18}{row.step_parts_s[name]:9.3f}")
+            seconds = row.step_parts_s.get(name)
+            out.append(f"    {name:<18}" + ("  unknown" if seconds is None else f"{seconds:9.3f}"))
         out.append(
             f"    (all gathers {row.step_parts_s['gather']:.3f} s, all reductions {row.step_parts_s['reduce']:.3f} s; what is not exposed is hidden behind computing)"
         )
+        if row.data_supply_ratio is not None:
+            rate = row.data_supply_ratio * row.global_batch / (row.step_s - row.step_parts_s["data"])  # type: ignore[operator]
+            out.append(
+                f"    (storage gives at most {rate:,.0f} {noun(row)}s/s, {row.data_supply_ratio:,.3g} times what the step takes)"
+            )
         out.append(
             f"  rate        {row.images_per_s:,.1f} {noun(row)}s/s, {row.tflops_per_device:.1f} TFLOP/s a device, MFU {100 * row.mfu:.1f} %, HFU {100 * row.hfu:.1f} % of {row.peak_tflops:g}"
         )

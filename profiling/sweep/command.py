@@ -181,7 +181,8 @@ def run(
     if study.mode == "predicted":
         from frontier_profiling.sweep.predicted import predict_all
 
-        rows = predict_all(study, chosen)
+        kept = results.predicted_before(out, found)
+        rows = predict_all(study, [point for point in found if point in chosen or point in kept])
         results.write_study(study, out)
     else:
         from frontier_profiling.sweep.measured import lay_out, measure
@@ -204,6 +205,8 @@ def run(
             say("interrupted: the same command goes on")
             code = EXIT_INTERRUPTED
         rows = results.measured_rows(study, out, found)
+    own = {results.place_in_grid(point) for point in chosen}
+    shown = [row for row in rows if results.place_in_grid(row) in own] if study.mode == "predicted" else rows
     everything = results.write_rows(study, out, rows)
     said = "" if options.no_report else results.report(out)
     if code == EXIT_OK and any(row.status == "failed" for row in rows):
@@ -213,7 +216,7 @@ def run(
         if said:
             print(said, file=sys.stderr)
         return code
-    show(study, out, rows, said)
+    show(study, out, shown, said)
     return code
 
 

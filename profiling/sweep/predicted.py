@@ -47,14 +47,16 @@ def predict_all(study: Study, found: Sequence[Point]) -> list[Row]:
 
 def _predict(study: Study, point: Point, system: System) -> Row:
     from frontier_profiling.predict.case import Case
-    from frontier_profiling.predict.predict import predict
+    from frontier_profiling.predict.predict import predict, reading_notes
 
-    rate = system.storage.read_gb_per_s_per_node
+    rate = system.read_gb_per_s(point.nodes)
     if point.data != "synthetic" and rate is None:
         raise UserError(f"how fast {system.name} reads is not known (storage.read_gb_per_s_per_node): measure it")
     if point.data == "only":
         assert rate is not None
-        return _reading(blank_row(study, point, "predicted", system.name), rate)
+        row = _reading(blank_row(study, point, "predicted", system.name), rate)
+        row.notes, row.command = reading_notes(system, point.data), _command(study, point)
+        return row
     by_ranks = study.grid.ranks is not None
     mask_ratio = lookup(study.config, "model.mask_ratio")
     case = Case(
@@ -82,13 +84,17 @@ def _predict(study: Study, point: Point, system: System) -> Row:
         row.status = "oom"
         row.error = row.error or "does not fit the device's memory (predicted)"
     row.source, row.data = "predicted", point.data
-    row.command = row.command or f"frontier sweep {study.name} --mode predicted --only {point.id}"
+    row.command = row.command or _command(study, point)
     return row
 
 
+def _command(study: Study, point: Point) -> str:
+    return f"frontier sweep {study.name} --mode predicted --only {point.id}"
+
+
 def _reading(row: Row, rate: float) -> Row:
-    """Reading alone: three uint8 bands a pixel at the storage's GB/s a node."""
-    row.images_per_s = rate * 1e9 * row.nodes / (3 * row.image_size**2)
+    """Reading alone: three uint8 bands a pixel at `rate` GB/s of the whole job."""
+    row.images_per_s = rate * 1e9 / (3 * row.image_size**2)
     row.step_s = (row.global_batch or 0) / row.images_per_s
     row.step_parts_s, row.limit, row.status = {"data": row.step_s}, "data", "done"
     return row

@@ -174,15 +174,37 @@ def write_rows(study: Study, out: Path, rows: Sequence[Row]) -> list[Row]:
     and then measured into one folder has both.
     """
     sources = {row.source for row in rows}
-    try:
-        before = from_json((out / "rows.json").read_text())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        before = []
-    everything = [*rows, *(row for row in before if row.source not in sources)]
+    everything = [*rows, *(row for row in read_rows(out) if row.source not in sources)]
     about = study.model_dump(include={"name", "title", "question", "scaling", "mode"})
     write_text(out / "rows.json", to_json(everything, study=about) + "\n")
     write_text(out / "rows.csv", to_csv(everything))
     return everything
+
+
+PLACE = (
+    "model", "strategy", "nodes", "micro_batch", "accumulation", "tensor", "prefetch", "activation_checkpointing", "precision", "data",
+    "image_size",
+)  # fmt: skip
+
+
+def place_in_grid(node: Point | Row) -> tuple[Any, ...]:
+    """Equal for a point and its row."""
+    ranks = node.ranks if isinstance(node, Point) else node.devices
+    return ranks, *(getattr(node, name) for name in PLACE)
+
+
+def predicted_before(out: Path, found: Sequence[Point]) -> list[Point]:
+    """The points that have a predicted row in OUT: `--only` of a later call leaves them there, predicted anew."""
+    known = {place_in_grid(row) for row in read_rows(out) if row.source == "predicted"}
+    return [point for point in found if place_in_grid(point) in known]
+
+
+def read_rows(out: Path) -> list[Row]:
+    """What OUT/rows.json holds; nothing where there is none, or none that can be read."""
+    try:
+        return from_json((out / "rows.json").read_text())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def write_study(study: Study, out: Path) -> None:

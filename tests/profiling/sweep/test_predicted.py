@@ -39,10 +39,14 @@ def test_what_cannot_be_told_is_skipped_with_the_reason(tmp_path: Path, capsys: 
     assert main(["sweep", str(path), "--out", str(tmp_path / "o"), "--no-report"]) == 0
     found = {(row.strategy, row.nodes, row.data): (row.status, row.error) for row in rows_of(tmp_path / "o")}
     assert found["ddp", 1, "synthetic"] == ("done", "")
-    assert found["ddp", 1, "shards"][0] == "skipped" and "not known" in found["ddp", 1, "shards"][1]
+    assert found["ddp", 1, "shards"] == ("done", "")
     assert "does not fit 8 ranks" in found["hybrid_3", 1, "synthetic"][1]
     assert "largest job" in found["ddp", 99999, "synthetic"][1]
-    assert "8 points: 1 done, 7 skipped" in capsys.readouterr().out
+    assert "8 points: 2 done, 6 skipped" in capsys.readouterr().out
+    command = ["sweep", str(path), "--out", str(tmp_path / "j"), "--no-report", "--set", "system=jupiter"]
+    assert main(command) == 0
+    found = {(row.strategy, row.nodes, row.data): (row.status, row.error) for row in rows_of(tmp_path / "j")}
+    assert found["ddp", 1, "shards"][0] == "skipped" and "not known" in found["ddp", 1, "shards"][1]
 
 
 def test_rows_of_another_source_stay(tmp_path: Path) -> None:
@@ -57,6 +61,30 @@ def test_rows_of_another_source_stay(tmp_path: Path) -> None:
     rows = rows_of(out)
     assert [row.source for row in rows] == ["predicted"] * 3 + ["measured"] * 3
     assert "images/s, measured" in table(rows) and "7.0*" in table(rows)
+
+
+def test_only_leaves_the_other_points_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = {
+        "model": "vit_base",
+        "strategy": ["ddp", "full_shard", "hybrid_3"],
+        "nodes": [1, 2],
+        "data": ["synthetic", "only"],
+    }
+    path = study(tmp_path / "s.yaml", mode="predicted", system="frontier", grid=grid, config={"data.image_size": 224})
+    command = ["sweep", str(path), "--out", str(tmp_path / "o"), "--no-report"]
+    assert main([*command, "--only", "*/full_shard/2"]) == 0
+    assert len(rows_of(tmp_path / "o")) == 2  # what was not asked for is not there
+    assert main(command) == 0
+    whole = rows_of(tmp_path / "o")
+    assert len(whole) == 12 and {row.status for row in whole} == {"done", "skipped"}
+    capsys.readouterr()
+    assert main([*command, "--only", "*/ddp/1"]) == 0
+    assert rows_of(tmp_path / "o") == whole
+    assert "2 points: 2 done" in capsys.readouterr().out  # the terminal shows what was asked for
+    assert main([*command, "--set", "samples=7000000", "--only", "*/ddp/1"]) == 0
+    assert {row.samples for row in rows_of(tmp_path / "o") if row.step_s and row.data == "synthetic"} == {7_000_000}
+    assert main([*command, "--set", "grid.nodes=[2]"]) == 0
+    assert len(rows_of(tmp_path / "o")) == 6  # a smaller grid has no place for the others
 
 
 def test_dry_run_and_list_write_nothing(
