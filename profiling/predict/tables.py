@@ -8,7 +8,6 @@ from typing import Any
 from frontier_profiling.predict.search import name_of
 from frontier_profiling.rows import MEMORY_PARTS, Row
 
-
 FREE = 5
 """Rows of the free search that are printed; --json has --top."""
 

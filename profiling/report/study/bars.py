@@ -16,22 +16,25 @@ from frontier_profiling.report.svg import COLOURS, draw
 from frontier_profiling.report.wording import duration, prefixed, significant
 from frontier_profiling.rows import Row
 
+MOST = 4
+"""Sizes that bars are drawn for, where a study has more; all stand in the table."""
 Bar = tuple[str, list[tuple[float, str]], str, Row]
 """(name, [(size, colour), …], text at the end, row)."""
 
 
 def chosen(rows: Sequence[Row], axis: Axis, known: Callable[[Row], object]) -> list[tuple[str, list[Row]]]:
-    """Rows to draw as bars, grouped by x: one a strategy and source at the smallest, the largest, and the largest measured x of the axis.
+    """Rows to draw as bars, grouped by x: one a strategy and source at up to four x of the axis, from the smallest to the largest, and the
+    largest measured one.
 
-    Up to three x, all are shown. Of several settings the fastest is taken, of rows without a speed the one that needs
+    Of several settings the fastest is taken, of rows without a speed the one that needs
     least memory.
     """
     rows = [row for row in rows if known(row)]
     found = by(sorted(rows, key=axis.of), axis.of)
     xs = list(found)
-    if len(axis.values) > 3:
+    if len(xs) > MOST:
         measured = [x for x in xs if any(row.source == "measured" for row in found[x])]
-        xs = sorted({*xs[:1], *measured[-1:], *xs[-1:]})
+        xs = sorted({*(xs[round(i * (len(xs) - 1) / (MOST - 1))] for i in range(MOST)), *measured[-1:]})
     order = labels(rows)
 
     def pick(group: Sequence[Row]) -> Row:

@@ -15,11 +15,12 @@ FIXED = {
     "hybrid_2": ("s6", "^"),
     "hybrid_4": ("s7", "P"),
     "hybrid_8": ("s8", "X"),
+    "hybrid_16": ("s10", "v"),
     "shard_grad_op": ("s3", "D"),
     "full_shard": ("s4", "p"),
 }
 """Colours hold across studies; what is not named here takes what is left."""
-COLOUR_NAMES = ("s1", "s2", "s3", "s4", "s6", "s7", "s8", "s5")
+COLOUR_NAMES = ("s1", "s2", "s3", "s4", "s6", "s7", "s8", "s9", "s10", "s11", "s12", "s5")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 LINES = {"measured": "-", "predicted": (0, (5, 2)), "published": (0, (1.2, 1.6))}
 DASHES = {"measured": "", "predicted": "5 2", "published": "1.5 2"}
@@ -53,7 +54,7 @@ SHAPES = {
 
 
 def looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Label of a strategy -> (name of the colour, marker), no two alike up to eight, and repeated only beyond 64."""
+    """Label of a strategy -> (name of the colour, marker), no two of a colour up to twelve, and none alike up to 96."""
     out = {name: FIXED[name] for name in names if name in FIXED}
     taken = {colour for colour, _ in out.values()}
     free = [colour for colour in COLOUR_NAMES if colour not in taken]

@@ -15,6 +15,7 @@ from frontier.errors import UserError
 from frontier_profiling.report.command import main
 from frontier_profiling.report.study.agreement import pairs, summary
 from frontier_profiling.report.study.axes import compact, log_ticks, spread_out
+from frontier_profiling.report.study.bars import chosen
 from frontier_profiling.report.study.best import best_points, spans
 from frontier_profiling.report.study.clouds import front
 from frontier_profiling.report.study.heat import heat
@@ -369,11 +370,33 @@ def test_a_big_study_is_one_small_file(tmp_path: Path) -> None:
 
 
 def test_looks_are_apart_and_hold() -> None:
-    names = [*FIXED, "hybrid_16", "hybrid_32", "zero_2", "zero_3"]
+    names = [*FIXED, "hybrid_32", "zero_2", "zero_3"]
     found = looks(names)
-    assert len(set(found.values())) == len(names)
+    assert len({colour for colour, _ in found.values()}) == len(names) == 12
+    many = looks([*names, *(f"hybrid_{k}" for k in range(100, 184))])
+    assert len(set(many.values())) == 96
     assert all(found[name] == FIXED[name] for name in FIXED)
     assert looks(["hybrid_1"])["hybrid_1"] == found["hybrid_1"]
+
+
+def test_the_page_has_every_colour_light_and_dark() -> None:
+    from frontier_profiling.report.study.looks import COLOUR_NAMES
+    from frontier_profiling.report.svg import COLOURS
+
+    light, dark = (ROOT / "profiling" / "report" / "report.css").read_text().split("prefers-color-scheme: dark", 1)
+    for name in COLOUR_NAMES:
+        assert name in COLOURS and all(text.count(f"--{name}: #") == 1 for text in (light, dark)), name
+    assert len(set(COLOURS.values())) == len(COLOURS)
+
+
+def test_bars_stand_at_four_sizes_and_the_largest_measured() -> None:
+    rows = [predicted("vit_1b", s, n) for s in ("hybrid_1", "full_shard") for n in by_hand.NODES]
+    measured = predicted("vit_1b", "hybrid_1", 16, "measured")
+    for rows_now, at in ((rows, [1, 4, 32, 128]), ([*rows, measured], [1, 4, 16, 32, 128])):
+        groups = chosen(rows_now, scaling_axis(rows_now), lambda row: True)
+        assert [found[0].nodes for _, found in groups] == at
+    few = [row for row in rows if row.nodes < 16]
+    assert len(chosen(few, scaling_axis(few), lambda row: True)) == 4
 
 
 def test_labels_are_moved_apart_and_keep_their_order() -> None:
