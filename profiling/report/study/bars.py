@@ -18,6 +18,8 @@ from frontier_profiling.rows import Row
 
 MOST = 4
 """Sizes that bars are drawn for, where a study has more; all stand in the table."""
+FAR, ROOM = 4.0, 1.26
+"""A limit beyond so many times the longest bar is named, not drawn; the axis ends at so much of what it shows, for the texts."""
 Bar = tuple[str, list[tuple[float, str]], str, Row]
 """(name, [(size, colour), …], text at the end, row)."""
 
@@ -67,7 +69,8 @@ def _stack(
     def paint(plot: Plot) -> None:
         place, ticks, texts = 0.0, [], []
         longest = max(sum(size for size, _ in parts) for _, bars in groups for _, parts, _, _ in bars)
-        end = max([longest, *(marks or {}).values()])
+        near = {text: at for text, at in (marks or {}).items() if at <= FAR * longest}
+        end = max([longest, *near.values()])
         cut = min(end, top) if top else end
         for heading, bars in groups:
             plot.annotate(
@@ -105,25 +108,30 @@ def _stack(
                     fontsize=10,
                     color=COLOURS["alarm" if dead else "text"],
                     annotation_clip=False,
+                    zorder=4,
+                    bbox={"facecolor": COLOURS["page"], "edgecolor": "none", "alpha": 0.85, "pad": 0.6}
+                    if marks
+                    else None,
                 )
                 ticks.append(place)
                 texts.append(text)
                 place += 1.0
             place += 0.1
         for text, at in (marks or {}).items():
-            plot.axvline(at, color=COLOURS["alarm"], linewidth=1.3, linestyle=(0, (4, 2)), zorder=3)
+            if text in near:
+                plot.axvline(at, color=COLOURS["alarm"], linewidth=1.3, linestyle=(0, (4, 2)), zorder=3)
             plot.annotate(
-                text,
-                (at, 1),
+                text if text in near else f"{text} ▸",
+                (at if text in near else cut * ROOM, 1),
                 xycoords=plot.get_xaxis_transform(),
                 xytext=(0, 3),
                 textcoords="offset points",
-                ha="center",
+                ha="center" if text in near else "right",
                 fontsize=10,
                 color=COLOURS["alarm"],
                 annotation_clip=False,
             )
-        plot.set_xlim(0, cut * 1.26)
+        plot.set_xlim(0, cut * ROOM)
         plot.set_ylim(place - 0.3, -0.6)
         plot.set_yticks(ticks, texts)
         plot.tick_params(axis="y", length=0, labelcolor=COLOURS["text"], labelsize=10.5)

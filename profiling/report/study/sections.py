@@ -92,12 +92,18 @@ class Drawer:
         marks: bool = True,
     ) -> Section:
         """A section of one drawing a panel. `paint` returns "" where the panel has no data for it."""
-        size = SIZES[columns(len(self.panels))]
-        drawn = [
-            (panel.title, Markup(svg)) for i, panel in enumerate(self.panels) if (svg := paint(panel, f"{id}{i}", size))
-        ]
+
+        def paint_all(wide: int) -> list[tuple[str, Markup]]:
+            found = [(panel.title, paint(panel, f"{id}{i}", SIZES[wide])) for i, panel in enumerate(self.panels)]
+            return [(name, Markup(svg)) for name, svg in found if svg]
+
+        wide = columns(len(self.panels))
+        drawn = paint_all(wide)
         if not drawn:
             return Section(id, title, missing=missing)
+        if columns(len(drawn)) < wide:  # some panels have nothing of it: the others may be wider
+            wide = columns(len(drawn))
+            drawn = paint_all(wide)
         own = list(self.study.rows if rows is None else rows)
         entries = {name: self.looks[name] for name in labels(own)}
         shown_sources = sources(own)
@@ -108,7 +114,7 @@ class Drawer:
             drawn,
             legend=key if key is not None else legend(entries, shown_sources if marks else []),
             sources=shown_sources,
-            wide=columns(len(self.panels)),
+            wide=wide,
         )
 
 
@@ -221,7 +227,7 @@ def _memory(d: Drawer) -> Section:
     return d.each(
         "memory",
         "Memory",
-        "Peak a device by component; the dashed line is the device's limit. Framed bars are measured, paler ones predicted or published; a grey bar is a peak without its components. Components are the most of each, drawn in proportion where they do not peak together. » marks a bar that is cut.",
+        "Peak a device by component; the dashed line is the device's limit (named at the right edge where it is far beyond all bars). Framed bars are measured, paler ones predicted or published; a grey bar is a peak without its components. Components are the most of each, drawn in proportion where they do not peak together. » marks a bar that is cut.",
         "no point tells its memory",
         lambda panel, name, size: bars.memory(panel.rows, d.axis, name=name, title=panel.title, width=size[0]),
         known,

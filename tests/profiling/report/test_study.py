@@ -22,8 +22,9 @@ from frontier_profiling.report.study.heat import heat
 from frontier_profiling.report.study.limits import limit
 from frontier_profiling.report.study.looks import FIXED, looks
 from frontier_profiling.report.study.points import panels, scaling_axis
-from frontier_profiling.report.study.read import read_study
+from frontier_profiling.report.study.read import Study, read_study
 from frontier_profiling.report.study.scaling import curves
+from frontier_profiling.report.study.sections import sections
 from frontier_profiling.report.study.traces import trace
 from frontier_profiling.rows import Row
 from tests.conftest import ROOT
@@ -397,6 +398,26 @@ def test_bars_stand_at_four_sizes_and_the_largest_measured() -> None:
         assert [found[0].nodes for _, found in groups] == at
     few = [row for row in rows if row.nodes < 16]
     assert len(chosen(few, scaling_axis(few), lambda row: True)) == 4
+
+
+def test_a_limit_far_beyond_all_bars_is_named_and_leaves_them_their_room() -> None:
+    from frontier_profiling.report.study.bars import memory
+
+    def drawn(gib: float) -> str:
+        rows = [row(strategy=s, memory_gib={"peak": gib}, memory_limit_gib=64.0) for s in ("ddp", "full_shard")]
+        return memory(rows, scaling_axis(rows), name="m", title="t", width=400)
+
+    assert "limit 64.0 ▸" in drawn(2.0) and "limit 64.0 ▸" not in drawn(30.0) and "limit 64.0" in drawn(30.0)
+    assert drawn(2.0).count("stroke-dasharray: 5.2") == 0 < drawn(30.0).count("stroke-dasharray: 5.2")
+
+
+def test_panels_are_as_wide_as_those_that_are_drawn() -> None:
+    """Of four models one has a step time: its section is one wide drawing, not a quarter of a row."""
+    rows = [row(model=m, memory_gib={"peak": 2.0}) for m in ("vit_base", "vit_1b", "vit_3b", "vit_5b")]
+    rows[0].step_parts_s = {"compute": 0.5}
+    found = {section.id: section for section in sections(Study(Path("."), "s", rows), scaling_axis(rows), [])}
+    assert (found["memory"].columns, found["split"].columns) == (2, 1)
+    assert 'width="570"' in found["memory"].panels[0][1] and 'width="960"' in found["split"].panels[0][1]
 
 
 def test_labels_are_moved_apart_and_keep_their_order() -> None:
