@@ -11,11 +11,25 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from frontier_profiling.report.study.axes import compact
 from frontier_profiling.report.study.limits import BLOCKING
 from frontier_profiling.report.study.looks import PARTS_MEMORY, PARTS_TIME
-from frontier_profiling.report.study.points import SOURCE_ORDER, Axis, by, label, labels, peak, shown, word
+from frontier_profiling.report.study.points import (
+    SOURCE_ORDER,
+    Axis,
+    before_model,
+    by,
+    label,
+    labels,
+    peak,
+    shown,
+    varying,
+    word,
+)
 from frontier_profiling.report.svg import COLOURS, draw
 from frontier_profiling.report.wording import duration, prefixed, significant
 from frontier_profiling.rows import Row
 
+OF_MEMORY = ("micro_batch", "activation_checkpointing", "precision", "offload", "prefetch")
+MOST_BARS = 18
+"""At one size; with more, of several settings one is drawn."""
 MOST = 4
 """Sizes that bars are drawn for, where a study has more; all stand in the table."""
 FAR, ROOM = 4.0, 1.26
@@ -24,11 +38,13 @@ Bar = tuple[str, list[tuple[float, str]], str, Row]
 """(name, [(size, colour), …], text at the end, row)."""
 
 
-def chosen(rows: Sequence[Row], axis: Axis, known: Callable[[Row], object]) -> list[tuple[str, list[Row]]]:
+def chosen(
+    rows: Sequence[Row], axis: Axis, known: Callable[[Row], object], apart: Sequence[str] = ()
+) -> list[tuple[str, list[Row]]]:
     """Rows to draw as bars, grouped by x: one a strategy and source at up to four x of the axis, from the smallest to the largest, and the
     largest measured one.
 
-    Of several settings the fastest is taken, of rows without a speed the one that needs
+    Of several settings, but for those of `apart`, the fastest is taken, of rows without a speed the one that needs
     least memory.
     """
     rows = [row for row in rows if known(row)]
@@ -42,13 +58,23 @@ def chosen(rows: Sequence[Row], axis: Axis, known: Callable[[Row], object]) -> l
     def pick(group: Sequence[Row]) -> Row:
         return max(group, key=lambda row: (row.status == "done", row.images_per_s or 0.0, -(peak(row) or 0.0)))
 
-    def place(row: Row) -> tuple[int, int]:
-        return order.index(label(row)), SOURCE_ORDER[row.source]
+    def place(row: Row) -> tuple:
+        return order.index(label(row)), *(_sortable(getattr(row, name)) for name in apart), SOURCE_ORDER[row.source]
 
-    return [
-        (axis.say(x), sorted((pick(g) for g in by(found[x], lambda row: (label(row), row.source)).values()), key=place))
-        for x in xs
-    ]
+    def own(row: Row) -> tuple:
+        return label(row), row.source, *(getattr(row, name) for name in apart)
+
+    return [(axis.say(x), sorted((pick(group) for group in by(found[x], own).values()), key=place)) for x in xs]
+
+
+def held_apart(rows: Sequence[Row], axis: Axis) -> list[str]:
+    """Settings that memory depends on and of which a strategy has several at one size; none where that would be too many bars."""
+    places = by([row for row in rows if peak(row)], lambda row: (axis.of(row), label(row), row.source))
+    names = [name for name in OF_MEMORY if any(varying(found, [name]) for found in places.values())]
+    bars: dict[int, set] = {}
+    for (x, *place), found in places.items():
+        bars.setdefault(x, set()).update((*place, *(getattr(row, name) for name in names)) for row in found)
+    return names if max(map(len, bars.values()), default=0) <= MOST_BARS else []
 
 
 def _stack(
@@ -151,7 +177,8 @@ def _named(row: Row, several: bool) -> str:
 
 def memory(rows: Sequence[Row], axis: Axis, *, name: str, title: str, width: int) -> str:
     """GiB a device by component against the device's limit; a peak that was only measured as a whole is one grey bar."""
-    groups = chosen(rows, axis, peak)
+    apart = held_apart(rows, axis)
+    groups = chosen(rows, axis, peak, apart)
     several = len({row.source for _, found in groups for row in found}) > 1
     limits = {row.memory_limit_gib for _, found in groups for row in found if row.memory_limit_gib}
     drawn = []
@@ -159,15 +186,24 @@ def memory(rows: Sequence[Row], axis: Axis, *, name: str, title: str, width: int
         bars: list[Bar] = []
         for row in found:
             whole = peak(row) or 0.0
-            parts = [(size, PARTS_MEMORY[part]) for part, size in shares(row, whole).items()] or [(whole, "s5")]
+            parts = [(size, PARTS_MEMORY[part]) for part, size in shares(row, whole).items()] or unknown_parts(
+                row, whole
+            )
             text = f"{significant(whole)}" + ("" if row.status == "done" else f" {row.status}")
-            bars.append((_named(row, several), parts, text, row))
+            settings = [shown(getattr(row, name)) for name in apart]
+            bars.append((" · ".join([_named(row, several), *settings]), parts, text, row))
         drawn.append((heading, bars))
     marks = {f"limit {significant(limit)}": limit for limit in limits}
     top = 2.0 * max(limits) if limits else None
     return _stack(
         drawn, "GiB a device", name=name, alt=f"Memory by component, {title}", width=width, marks=marks, top=top
     )
+
+
+def unknown_parts(row: Row, whole: float) -> list[tuple[float, str]]:
+    """Of a peak without components: what the process held before its model, where a resident set was measured, and the rest."""
+    before = before_model(row)
+    return [(whole, "s5")] if before is None else [(before, "grid"), (whole - before, "s5")]
 
 
 def shares(row: Row, whole: float) -> dict[str, float]:

@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from frontier_profiling.report.study.agreement import BAND, Pair
 from frontier_profiling.report.study.axes import compact, log_ticks, name_y
 from frontier_profiling.report.study.looks import line
-from frontier_profiling.report.study.points import Axis, by, fastest, label, peak, trained
+from frontier_profiling.report.study.points import Axis, by, fastest, label, model_peak, peak, trained
 from frontier_profiling.report.svg import COLOURS, draw
 from frontier_profiling.rows import Row
 
@@ -104,7 +104,7 @@ def agreement(
     unit = "peak GiB a device" if memory else "images/s a device"
 
     def of(row: Row) -> float:
-        return (peak(row) or 0.0) if memory else (row.images_per_s or 0.0) / row.devices
+        return (model_peak(row) or 0.0) if memory else (row.images_per_s or 0.0) / row.devices
 
     def paint(plot: Plot) -> None:
         points = [(of(p.true), of(p.predicted), p) for p in pairs if of(p.true) and of(p.predicted)]

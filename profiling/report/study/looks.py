@@ -40,7 +40,13 @@ TIME_WORDS = {
     "launch": "launch of kernels",
     "other": "not accounted for",
 }
-MEMORY_WORDS = {"gathered": "gathered weights", "buffers": "communication buffers", "allocator": "allocator's reserve"}
+MEMORY_WORDS = {
+    "gathered": "gathered weights",
+    "buffers": "communication buffers",
+    "allocator": "allocator's reserve",
+    "before": "resident before the model (interpreter, libraries)",
+    "rest": "what came with the model",
+}
 SHAPES = {
     "o": '<circle cx="14" cy="6" r="4"/>',
     "s": '<rect x="10.4" y="2.4" width="7.2" height="7.2"/>',

@@ -65,6 +65,28 @@ def peak(row: Row) -> float | None:
     return None
 
 
+def before_model(row: Row) -> float | None:
+    """GiB that the process held before its model, of a peak that is a resident set; None where it is none, or not told."""
+    told = row.facts.get("rss_before_model_gib")
+    whole = peak(row)
+    known = resident(row) and isinstance(told, int | float) and whole is not None and 0 < told < whole
+    return told if known else None
+
+
+def resident(row: Row) -> bool:
+    """Whether its memory is a resident set, with the interpreter and its libraries."""
+    return row.facts.get("memory_kind") == "rss"
+
+
+def model_peak(row: Row) -> float | None:
+    """GiB that came with the model: what a prediction is compared with."""
+    whole = peak(row)
+    if whole is None or not resident(row):
+        return whole
+    before = before_model(row)
+    return None if before is None else whole - before
+
+
 def global_batch(row: Row) -> int:
     return row.global_batch or row.micro_batch * row.accumulation * max(1, row.devices // row.tensor)
 
@@ -123,7 +145,8 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
         groups.setdefault(tuple(getattr(row, name) for name in names), []).append(row)
 
     def size(found: tuple[tuple, list[Row]]) -> tuple:
-        return max((row.parameters or 0 for row in found[1]), default=0), model_order(found[1][0].model), str(found[0])
+        order = model_order(found[1][0].model)
+        return max(row.parameters or 0 for row in found[1]) or 1e9 * order, order, str(found[0])
 
     def title(values: tuple) -> str:
         return " · ".join(f"{v} px" if n == "image_size" else str(v) for n, v in zip(names, values, strict=True))

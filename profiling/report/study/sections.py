@@ -24,9 +24,11 @@ from frontier_profiling.report.study.points import (
     SOURCE_ORDER,
     Axis,
     Panel,
+    before_model,
     label,
     labels,
     panels,
+    resident,
     trained,
     word,
 )
@@ -224,10 +226,11 @@ def _models(d: Drawer, rows: Sequence[Row]) -> Section:
 def _memory(d: Drawer) -> Section:
     known = [row for row in d.study.rows if row.memory_gib]
     parts = {p: c for p, c in PARTS_MEMORY.items() if any(row.memory_gib.get(p) for row in known)}
+    parts |= {"before": "grid", "rest": "s5"} if any(before_model(row) for row in known) else {}
     return d.each(
         "memory",
         "Memory",
-        "Peak a device by component; the dashed line is the device's limit (named at the right edge where it is far beyond all bars). Framed bars are measured, paler ones predicted or published; a grey bar is a peak without its components. Components are the most of each, drawn in proportion where they do not peak together. » marks a bar that is cut.",
+        "Peak a device by component; the dashed line is the device's limit (named at the right edge where it is far beyond all bars). Framed bars are measured, paler ones predicted or published; a grey bar is a peak without its components. Components are the most of each, drawn in proportion where they do not peak together; settings that memory depends on stand beside the strategy. » marks a bar that is cut.",
         "no point tells its memory",
         lambda panel, name, size: bars.memory(panel.rows, d.axis, name=name, title=panel.title, width=size[0]),
         known,
@@ -318,6 +321,8 @@ def _agreement(d: Drawer) -> Section:
     )
     if s["memory_median"] is not None:
         text += f" Memory: median error {percent(s['memory_median'])}."
+        if any(resident(pair.true) for pair in found):
+            text += " Of a resident set, what was there before the model is taken off."
     size = (SIZES[2][0], 430)
     drawn = [("Throughput", clouds.agreement(found, d.looks, name="agreement", size=size))]
     if any(pair.memory_error is not None for pair in found):

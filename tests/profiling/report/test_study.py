@@ -400,6 +400,60 @@ def test_bars_stand_at_four_sizes_and_the_largest_measured() -> None:
     assert len(chosen(few, scaling_axis(few), lambda row: True)) == 4
 
 
+def test_of_a_resident_set_what_was_there_before_the_model_is_told_apart() -> None:
+    from frontier_profiling.report.study.bars import unknown_parts
+    from frontier_profiling.report.study.points import model_peak
+
+    rss = {"memory_kind": "rss", "rss_before_model_gib": 0.5}
+    measured = row(memory_gib={"peak": 0.9}, facts=rss)
+    assert unknown_parts(measured, 0.9) == [(0.5, "grid"), (pytest.approx(0.4), "s5")]
+    assert model_peak(measured) == pytest.approx(0.4)
+    for facts, peak in (
+        ({}, 0.9),
+        (rss | {"memory_kind": "device_peak"}, 0.9),
+        (rss | {"rss_before_model_gib": 2.0}, None),
+    ):
+        other = row(memory_gib={"peak": 0.9}, facts=facts)
+        assert unknown_parts(other, 0.9) == [(0.9, "s5")] and model_peak(other) == peak
+    foretold = row(source="predicted", memory_gib={"peak": 0.42}, images_per_s=100.0)
+    study = Study(Path("."), "s", [measured, foretold])
+    (pair,) = pairs(study.rows, [])
+    assert pair.memory_error == pytest.approx(0.05)
+    found = {section.id: section for section in sections(study, scaling_axis(study.rows), [pair])}
+    assert (
+        "resident before the model" in found["memory"].legend and "what came with the model" in found["memory"].legend
+    )
+    assert "Memory: median error 5.0 %. Of a resident set" in found["agreement"].caption
+
+
+def test_bars_of_memory_hold_settings_apart_that_it_depends_on() -> None:
+    from frontier_profiling.report.study.bars import held_apart, memory
+
+    kinds = {"none": 3.0, "selective": 2.0, "full": 1.0}
+    rows = [
+        row(strategy=s, activation_checkpointing=kind, memory_gib={"peak": gib})
+        for s in ("ddp", "full_shard")
+        for kind, gib in kinds.items()
+    ]
+    axis = scaling_axis(rows)
+    assert held_apart(rows, axis) == ["activation_checkpointing"]
+    svg = memory(rows, axis, name="m", title="t", width=960)
+    assert all(f"{s} · {kind}" in svg for s in ("ddp", "full_shard") for kind in kinds)
+    only = [r for r in rows if (r.strategy, r.activation_checkpointing) in (("ddp", "none"), ("full_shard", "full"))]
+    assert held_apart(only, axis) == []  # each strategy has one
+    many = [row(micro_batch=n, memory_gib={"peak": 1.0 + n}) for n in range(1, 30)]
+    assert held_apart(many, scaling_axis(many)) == []
+
+
+def test_models_without_a_count_stand_by_their_name() -> None:
+    rows = [
+        row(model="vit_small"),
+        row(model="vit_tiny", parameters=5_600_000),
+        row(model="vit_base", parameters=111_000_000),
+    ]
+    assert [panel.title for panel in panels(rows)] == ["vit_tiny", "vit_small", "vit_base"]
+
+
 def test_a_limit_far_beyond_all_bars_is_named_and_leaves_them_their_room() -> None:
     from frontier_profiling.report.study.bars import memory
 
