@@ -152,10 +152,9 @@ def main() -> int:
     ]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        systems = {ranks: describe(ranks, folder) for ranks in sorted({p.ranks for p in points})}
-        for number, point in enumerate(points):
-            if args.only and number not in args.only:
-                continue
+        chosen = [(n, point) for n, point in enumerate(points) if not args.only or n in args.only]
+        systems = {ranks: describe(ranks, folder) for ranks in sorted({point.ranks for _, point in chosen})}
+        for number, point in chosen:
             measured = train(point, args.steps, folder / f"run_{number}")
             predicted = ask(point, str(systems[point.ranks]))
             rows += [measured, predicted]

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from frontier_profiling.report.study.points import SETTINGS, SUBJECT, by, model_peak, trained
+from frontier_profiling.report.study.points import SETTINGS, SUBJECT, by, tensors_peak, trained
 from frontier_profiling.rows import Row
 
 LOOSE = ("system", "workload", "image_size", "engine", "compile", "data")
@@ -26,7 +26,7 @@ class Pair:
 
     @property
     def memory_error(self) -> float | None:
-        ours, theirs = model_peak(self.predicted), model_peak(self.true)
+        ours, theirs = tensors_peak(self.predicted), tensors_peak(self.true)
         return ours / theirs - 1 if ours and theirs else None
 
 

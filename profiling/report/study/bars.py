@@ -28,6 +28,7 @@ from frontier_profiling.report.wording import duration, prefixed, significant
 from frontier_profiling.rows import Row
 
 OF_MEMORY = ("micro_batch", "activation_checkpointing", "precision", "offload", "prefetch")
+CHECKPOINTING = ("none", "selective", "full")
 MOST_BARS = 18
 """At one size; with more, of several settings one is drawn."""
 MOST = 4
@@ -328,4 +329,6 @@ def changes(points: Sequence[tuple[str, float, str, str]], *, name: str, width: 
 
 
 def _sortable(value: object) -> tuple[int, float, str]:
+    if value in CHECKPOINTING:
+        return 0, float(CHECKPOINTING.index(value)), ""
     return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, str(value))

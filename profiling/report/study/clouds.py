@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from frontier_profiling.report.study.agreement import BAND, Pair
 from frontier_profiling.report.study.axes import compact, log_ticks, name_y
 from frontier_profiling.report.study.looks import line
-from frontier_profiling.report.study.points import Axis, by, fastest, label, model_peak, peak, trained
+from frontier_profiling.report.study.points import SOURCE_ORDER, Axis, by, fastest, label, peak, tensors_peak, trained
 from frontier_profiling.report.svg import COLOURS, draw
 from frontier_profiling.rows import Row
 
@@ -27,14 +27,18 @@ def front(rows: Sequence[Row]) -> list[Row]:
 def pareto(
     rows: Sequence[Row], axis: Axis, looks: dict[str, tuple[str, str]], *, name: str, title: str, size: tuple[int, int]
 ) -> str:
-    """images/s over GiB a device at the largest x; up and left is better, the star is the fastest."""
+    """images/s over GiB a device at the largest x; up and left is better, the star is the fastest. Of several sources the most trustworthy
+    one that has two points is drawn: a front of predicted and measured points would compare what was not made the same way.
+    """
     known = [row for row in rows if trained(row) and peak(row)]
     if not known:
         return ""
     x = max(axis.of(row) for row in known)
-    known = [row for row in known if axis.of(row) == x]
-    if len(known) < 2:
+    sources = by([row for row in known if axis.of(row) == x], lambda row: row.source)
+    enough = [source for source, found in sources.items() if len(found) > 1]
+    if not enough:
         return ""
+    known = sources[min(enough, key=SOURCE_ORDER.__getitem__)]
     best, edge = fastest(known), front(known)
     assert best is not None
 
@@ -104,7 +108,7 @@ def agreement(
     unit = "peak GiB a device" if memory else "images/s a device"
 
     def of(row: Row) -> float:
-        return (model_peak(row) or 0.0) if memory else (row.images_per_s or 0.0) / row.devices
+        return (tensors_peak(row) or 0.0) if memory else (row.images_per_s or 0.0) / row.devices
 
     def paint(plot: Plot) -> None:
         points = [(of(p.true), of(p.predicted), p) for p in pairs if of(p.true) and of(p.predicted)]

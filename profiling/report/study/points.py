@@ -78,13 +78,9 @@ def resident(row: Row) -> bool:
     return row.facts.get("memory_kind") == "rss"
 
 
-def model_peak(row: Row) -> float | None:
-    """GiB that came with the model: what a prediction is compared with."""
-    whole = peak(row)
-    if whole is None or not resident(row):
-        return whole
-    before = before_model(row)
-    return None if before is None else whole - before
+def tensors_peak(row: Row) -> float | None:
+    """A peak of what tensors take, as predicted; None of a resident set, which holds libraries and what the allocator keeps as well."""
+    return None if resident(row) else peak(row)
 
 
 def global_batch(row: Row) -> int:

@@ -260,7 +260,7 @@ def _pareto(d: Drawer, rows: Sequence[Row]) -> Section:
     return d.each(
         "pareto",
         "Throughput against memory",
-        f"At the largest number of {d.axis.name}. On the stepped line lie the points that no other beats in both; the star is the fastest.",
+        f"At the largest number of {d.axis.name}, measured points where there are some, else predicted. On the stepped line lie the points that no other beats in both; the star is the fastest.",
         "it needs two points with throughput and memory at the same size",
         lambda panel, name, size: clouds.pareto(panel.rows, d.axis, d.looks, name=name, title=panel.title, size=size),
         rows,
@@ -321,8 +321,8 @@ def _agreement(d: Drawer) -> Section:
     )
     if s["memory_median"] is not None:
         text += f" Memory: median error {percent(s['memory_median'])}."
-        if any(resident(pair.true) for pair in found):
-            text += " Of a resident set, what was there before the model is taken off."
+    if any(resident(pair.true) for pair in found):
+        text += " Resident sets of CPU ranks are not compared: they hold libraries and freed memory as well."
     size = (SIZES[2][0], 430)
     drawn = [("Throughput", clouds.agreement(found, d.looks, name="agreement", size=size))]
     if any(pair.memory_error is not None for pair in found):
