@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from frontier.config.schema import ZERO, ParallelConfig
 from frontier.errors import UserError
 from frontier.launch.mesh import ParallelDims
+from frontier.models.mae_config import MAEConfig
 from frontier_profiling.predict.system import System
-from frontier_profiling.predict.workload import Workload, WorkloadName, workload
+from frontier_profiling.predict.workload import Workload, WorkloadName, of_encoder, of_mae, workload
 
 ENGINES = ("fsdp2", "fsdp1")
 UNGATHERED = ("ddp", "no_shard", "hybrid_1", "shard_grad_op", "zero_1", "zero_2", "zero_3")
@@ -53,6 +54,8 @@ class Case:
     ranks: int | None = None
     """Devices, where not all of the nodes' are used."""
     sample_bytes: int | None = None
+    sizes: MAEConfig | None = None
+    """Of a run's MAE that differs from its preset; its images, bands and mask ratio are those of the case."""
     given: Workload | None = None
     """What a family says of a run's model, in place of a preset on images of `image_size` and `channels`."""
 
@@ -103,7 +106,15 @@ class Case:
 
     @property
     def work(self) -> Workload:
-        return self.given or workload(self.model, self.workload, self.image_size, self.channels, self.mask_ratio)
+        if self.given is not None:
+            return self.given
+        if self.sizes is None:
+            return workload(self.model, self.workload, self.image_size, self.channels, self.mask_ratio)
+        if self.workload == "vit":
+            return of_encoder(self.sizes.encoder, self.image_size, self.channels)
+        return of_mae(
+            self.sizes.replace(image_size=self.image_size, channels=self.channels, mask_ratio=self.mask_ratio)
+        )
 
     @property
     def read_bytes(self) -> int:

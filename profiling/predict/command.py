@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from frontier.arguments import Parser
@@ -13,6 +13,7 @@ from frontier.errors import EXIT_OK, UserError
 
 if TYPE_CHECKING:
     from frontier.config.load import Config
+    from frontier.models.mae_config import MAEConfig
     from frontier.models.workload import Workload
     from frontier_profiling.predict.system import System
 
@@ -91,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(list(argv))
     if args.errors:
         return print_errors(args.json)
-    args.sample_bytes = None  # of a config's shards
+    args.sample_bytes, args.sizes, args.said = None, None, []  # of a config
     from frontier_profiling.predict import tables
     from frontier_profiling.predict.case import Case
     from frontier_profiling.predict.predict import predict
@@ -100,7 +101,8 @@ def main(argv: Sequence[str]) -> int:
     from frontier_profiling.rows import Row, to_json
 
     given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
-    settings, own = from_config(args.config, given) if args.config else ({}, None)
+    flags = {name: value for name, value in vars(args).items() if name in given}
+    settings, own = from_config(args.config, flags) if args.config else ({}, None)
     for name, value in settings.items():
         setattr(args, name, value)
     if args.samples < 1 or args.top < 1:
@@ -129,7 +131,7 @@ def main(argv: Sequence[str]) -> int:
                 model, system, n, "no_shard", 1 if args.tensor is None else args.tensor, args.micro_batch, 1, args.precision, args.activation_checkpointing,
                 args.prefetch, args.image_size, args.channels, args.mask_ratio, args.workload,
                 "fsdp1" if args.as_published else "fsdp2", args.offload, args.samples, data=args.data, ranks=args.ranks,
-                sample_bytes=args.sample_bytes, given=own and own.work,
+                sample_bytes=args.sample_bytes, sizes=args.sizes, given=own and own.work,
             )  # fmt: skip
             base = with_global_batch(base, args.global_batch)
             if strategies == ["auto"]:
@@ -144,9 +146,14 @@ def main(argv: Sequence[str]) -> int:
             for word in strategies:
                 precision = "fp32" if args.as_published and word == "ddp" else base.precision
                 rows.append(predict(base.but(strategy=word, precision=precision)))
-    if own is not None:
-        for row in rows:
+    for row in rows:
+        row.notes += args.said
+        if own is not None:
             row.notes += own.shares(row.mesh["replicate"] * row.mesh["shard"], row.accumulation)
+    if args.check_memory and args.sizes is not None:
+        raise UserError(
+            f"--check-memory runs presets as they stand, and {args.config} changes {args.model}: leave it out"
+        )
     if args.check_memory:
         from frontier_profiling.predict.second_opinion import check
 
@@ -231,46 +238,57 @@ class OwnWork:
         return []
 
 
-def from_config(path: str, given: set[str]) -> tuple[dict[str, Any], OwnWork | None]:
-    """(settings of a run's config under the names of the flags, without those `given` on the command line; what its family says of it, where
+def from_config(path: str, flags: dict[str, Any]) -> tuple[dict[str, Any], OwnWork | None]:
+    """(settings of a run's config under the names of the flags, without those of `flags`, given on the command line; what its family says of it, where
     the predictor has no presets of it).
 
     Raises:
-        UserError: a config of a family that the predictor does not know, or with sizes that no preset has.
+        UserError: a config of a family that the predictor does not know, or whose sizes do not fit together.
     """
     from frontier.config.load import load_config
-    from frontier.models.presets import get_decoder, get_shape
+    from frontier.models.mae_family import MAESection
+    from frontier.models.registry import ImageShape
 
     config = load_config(path)
     if config.model.family != "mae":
-        return of_family(path, config, given)
+        return of_family(path, config, set(flags))
     maths: Any = config.model
-    own = [
-        name for name in ("width", "depth", "heads", "mlp_hidden", "mlp", "patch") if getattr(maths, name) is not None
-    ]
-    decoder = maths.decoder
-    own += [
-        f"decoder.{name}"
-        for name in ("width", "depth", "heads")
-        if getattr(decoder, name) not in (None, getattr(get_decoder(maths.preset), name))
-    ]
-    get_shape(maths.preset)
-    if own:
-        raise UserError(
-            f"{path}: model.{own[0]} differs from the preset {maths.preset}: the predictor knows presets only; `frontier pretrain {path} --dry-run` tells this run's memory"
-        )
+    images, said = stored(config)
+    images |= {name: value for name, value in flags.items() if name in images}
+    shape = ImageShape(images["image_size"], images["channels"])
+    sizes, plain = maths.maths(shape), MAESection(preset=maths.preset, mask_ratio=maths.mask_ratio).maths(shape)
+    said += [] if maths.texture is None else ["not counted: the further targets of model.texture"]
+    if (sizes.encoder, sizes.decoder) == (plain.encoder, plain.decoder) or "model" in flags:
+        sizes = None
+    else:
+        said += [f"sizes: {maths.preset} with {differences(sizes, plain)}"]
     settings = {
+        "sizes": sizes,
+        "said": said,
         "model": maths.preset,
         "workload": "mae",
         "mask_ratio": maths.mask_ratio,
-        **stored(config),
+        **images,
         **run_settings(config),
     }
-    return {name: value for name, value in settings.items() if name not in given}, None
+    return {name: value for name, value in settings.items() if name not in flags}, None
 
 
-def stored(config: Config) -> dict[str, Any]:
-    """Flags that tell a run's images: as its shards' manifest says, where there is one here; else RGB, of 224 px unless the config says."""
+def differences(sizes: MAEConfig, plain: MAEConfig) -> str:
+    """What `sizes` has otherwise than `plain`, in the words of a config."""
+    found = []
+    for part, before in ((sizes.encoder, ""), (sizes.decoder, "decoder.")):
+        preset = plain.decoder if before else plain.encoder
+        for field in fields(part):
+            if getattr(part, field.name) != getattr(preset, field.name):
+                found.append(f"{before}{field.name} {getattr(part, field.name)}")
+    return ", ".join(found)
+
+
+def stored(config: Config) -> tuple[dict[str, Any], list[str]]:
+    """(flags that tell a run's images, notes): as its shards' manifest says, where there is one here; else RGB, of 224 px unless the config
+    says.
+    """
     import math
 
     import numpy as np
@@ -279,14 +297,17 @@ def stored(config: Config) -> dict[str, Any]:
 
     data = config.data
     if data.synthetic is not None:
-        return {"image_size": data.image_size, "channels": data.synthetic.channels}
+        return {"image_size": data.image_size, "channels": data.synthetic.channels}, []
     try:
         image = load_manifest(data.shards or "")["images"][data.column]
         channels, *_, side = image["shape"]
-        values = {"channels": channels, "sample_bytes": math.prod(image["shape"]) * np.dtype(image["dtype"]).itemsize}
+        size = math.prod(image["shape"]) * np.dtype(image["dtype"]).itemsize
+        return {"image_size": data.image_size or side, "channels": channels, "sample_bytes": size}, []
     except (UserError, KeyError):
-        side, values = 224, {}
-    return {"image_size": data.image_size or side, **values}
+        taken = f"3 bands of {data.image_size or 224} px"
+        return {"image_size": data.image_size or 224, "channels": 3}, [
+            f"assumed: {taken}, for {data.shards} is not here"
+        ]
 
 
 def of_family(path: str, config: Config, given: set[str]) -> tuple[dict[str, Any], OwnWork]:

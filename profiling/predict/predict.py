@@ -159,7 +159,7 @@ def reading_notes(system: System, data: str) -> list[str]:
 def _published(row: Row, case: Case) -> list[str]:
     """The published figures of the same cell, where there are any."""
     same = (
-        case.system.name == "frontier" and case.workload == "vit" and case.data == "synthetic" and case.image_size == 224 and case.ranks is None
+        case.system.name == "frontier" and case.sizes is None and case.workload == "vit" and case.data == "synthetic" and case.image_size == 224 and case.ranks is None
         and case.micro_batch == 32 and case.accumulation == 1 and case.tensor == 1 and case.prefetch == 1
         and case.activation_checkpointing == "full" and case.precision == ("fp32" if case.strategy == "ddp" else "bf16")
     )  # fmt: skip
@@ -186,7 +186,8 @@ def spread(case: Case) -> float:
         return own
     if not fitted_here or case.given is not None:
         return known["other_systems"]
-    return known["within"] if case.model in STUDIED_MODELS and case.workload == "vit" else known["other_models"]
+    studied = case.model in STUDIED_MODELS and case.sizes is None and case.workload == "vit"
+    return known["within"] if studied else known["other_models"]
 
 
 def limit_of(row: Row) -> str:

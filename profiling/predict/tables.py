@@ -91,7 +91,7 @@ def table(rows: Sequence[Row], top: int) -> list[str]:
             note
             for row in rows
             for note in row.notes
-            if note.startswith(("extrapolated", "assumed", "not predicted", "offload"))
+            if note.startswith(("extrapolated", "assumed", "not predicted", "not counted", "sizes", "offload"))
         )
     )
     return [*out, *notes]

@@ -206,3 +206,38 @@ def test_json_has_every_part_of_memory_under_offload(capsys, strategy):
     assert main(["--offload", "--strategy", strategy, "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert set(row["memory_gib"]) >= MEMORY and row["memory_gib"]["optimizer"] == 0.0
+
+
+def test_a_config_with_sizes_of_its_own(toy, tmp_path, capsys):
+    """Counts and memory are those of the module that `frontier pretrain` builds, not the preset's; flags go before the config."""
+    import yaml
+
+    from frontier.config.load import load_config
+    from frontier.models.registry import ImageShape, family
+    from frontier.train.memory import MemoryCase, memory_of
+
+    config = yaml.safe_load(toy.read_text())
+    config["model"] |= {"width": 48, "depth": 3, "heads": 4, "patch": 4, "decoder": {"width": 24}}
+    config["parallel"] |= {"strategy": "full_shard"}
+    toy.write_text(yaml.safe_dump(config))
+
+    def planned(*args):
+        assert main(["--config", str(toy), "--nodes", "1", "--ranks", "2", *args, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["rows"][0]
+
+    row, parallel = planned(), load_config(str(toy)).parallel
+    mae = family("mae")
+    real = MemoryCase.of_family(mae, config["model"], ImageShape(32, 3), parallel, 2, row["micro_batch"])
+    assert row["parameters"] == sum(p.numel() for p in real.model.parameters() if p.requires_grad)
+    assert row["flops_per_image"] == pytest.approx(mae.flops(real.model))
+    assert row["memory_gib"]["total_allocated"] == pytest.approx(memory_of(real)[0]["peak"], rel=0.02)
+    assert "sizes: vit_debug with width 48, depth 3, heads 4, patch 4, decoder.width 24" in row["notes"]
+    larger = planned("--image-size", "40")
+    assert larger["image_size"] == 40 and larger["tokens"] > row["tokens"]
+    assert planned("--workload", "vit", "--micro-batch", "4")["parameters"] < row["parameters"]
+    assert planned("--model", "vit_tiny")["parameters"] > 20 * row["parameters"]
+    with pytest.raises(UserError, match="--check-memory"):
+        main(["--config", str(toy), "--nodes", "1", "--check-memory"])
+    config["model"]["texture"] = {"weight": 1.0}
+    toy.write_text(yaml.safe_dump(config))
+    assert "not counted: the further targets of model.texture" in planned()["notes"]

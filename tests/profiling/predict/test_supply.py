@@ -102,7 +102,9 @@ def test_a_config_tells_its_images_by_its_shards(toy: Path, shards: Path, capsys
     assert larger["image_size"] == 2 * side and larger["images_per_s"] == pytest.approx(1e3 / stored)
     config["data"]["shards"] = "nowhere"
     config["data"].pop("image_size")
-    assert planned()["image_size"] == 224
+    unseen = planned()
+    assert unseen["image_size"] == 224 and "assumed: 3 bands of 224 px, for nowhere is not here" in unseen["notes"]
+    assert planned("--image-size", "64", "--channels", "5")["channels"] == 5
     config["data"] = {"synthetic": {"channels": 5}, "image_size": side}
     made = planned()
     assert (made["image_size"], made["channels"], made["data"]) == (side, 5, "synthetic")
