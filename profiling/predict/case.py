@@ -70,6 +70,16 @@ class Case:
             raise UserError(f"the peak of {self.system.name} in {self.precision} is not known: it has {known}")
         if self.nodes > self.system.nodes:
             raise UserError(f"{self.nodes} nodes: the largest job of {self.system.name} has {self.system.nodes}")
+        most = self.nodes * self.system.node.devices
+        if self.ranks is not None and not 0 < self.ranks <= most:
+            raise UserError(
+                f"{self.ranks} ranks: {self.nodes} node(s) of {self.system.name} have {most} devices"
+                + (
+                    f"; `frontier doctor --ranks {self.ranks} --write-system FILE` describes one with as many"
+                    if self.system.device.type == "cpu"
+                    else ""
+                )
+            )
         if self.engine == "fsdp1" and (self.tensor > 1 or self.strategy in ZERO):
             raise UserError("the published study ran FSDP1 without tensor parallelism or ZeRO: leave out the engine")
         if self.engine == "fsdp1":

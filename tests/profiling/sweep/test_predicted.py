@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from frontier.cli import main
+from frontier_profiling.predict.system import FOLDER
 from frontier_profiling.rows import from_json
 from frontier_profiling.sweep.results import table
 from tests.conftest import run_frontier
@@ -47,6 +49,19 @@ def test_what_cannot_be_told_is_skipped_with_the_reason(tmp_path: Path, capsys: 
     assert main(command) == 0
     found = {(row.strategy, row.nodes, row.data): (row.status, row.error) for row in rows_of(tmp_path / "j")}
     assert found["ddp", 1, "shards"][0] == "skipped" and "not known" in found["ddp", 1, "shards"][1]
+
+
+def test_more_ranks_than_the_described_machine_has_are_skipped(tmp_path: Path) -> None:
+    whole = yaml.safe_load((FOLDER / "frontier.yaml").read_text())
+    whole |= {"name": "mine", "nodes": 1, "network": None, "links": [{"devices": 2, "gb_per_s": 1.0}]}
+    whole["device"]["type"], whole["node"]["devices"] = "cpu", 2
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(whole))
+    grid = {"model": "vit_tiny", "strategy": ["ddp", "full_shard"], "ranks": [1, 2, 4]}
+    path = study(tmp_path / "s.yaml", mode="predicted", system="mine.yaml", grid=grid, config={"data.image_size": 64})
+    assert main(["sweep", str(path), "--out", str(tmp_path / "o"), "--no-report"]) == 0
+    rows = rows_of(tmp_path / "o")
+    assert {(row.devices, row.status) for row in rows} == {(1, "done"), (2, "done"), (4, "skipped")}
+    assert all("doctor --ranks 4 --write-system" in row.error for row in rows if row.status == "skipped")
 
 
 def test_rows_of_another_source_stay(tmp_path: Path) -> None:
