@@ -89,6 +89,20 @@ def test_a_check_that_hangs_is_reported_and_ends_the_process(tmp_path: Path) -> 
     assert hung["status"] == "ERROR" and "did not end within 8 s" in hung["text"]
 
 
+def test_a_rank_alone_that_hangs_while_the_machine_is_measured_is_reported(tmp_path: Path) -> None:
+    """There are no other ranks to look for, and no traceback of a thread."""
+    script = (
+        "import sys, time; from frontier.doctor import system; system.constants = lambda *_: time.sleep(600); from frontier.cli import main; "
+        "main(['doctor', '--quick', '--json', '--timeout', '8', '--ranks', '1', '--write-system', sys.argv[1]])"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "mine.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=ROOT)
+    assert done.returncode == 75 and "Traceback" not in done.stderr, done.stderr
+    hung = by_name(done.stdout)["system.all"]
+    assert hung["status"] == "ERROR" and "did not end within 8 s" in hung["text"] and hung["mend"]
+    assert not (tmp_path / "mine.yaml").exists()
+
+
 def test_a_working_folder_that_cannot_be_written() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "frontier", "doctor", "--quick", "--json"],
