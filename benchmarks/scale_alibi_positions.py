@@ -14,6 +14,7 @@ Generates scenes (640 m, radar and optical at 10 m, high resolution at 5 m), tra
 
   a wrong GSD     how far features of the trained "ground" models move, and what becomes of retrieval, where all samples are told the nominal
                   GSD, or each that of another
+  read            R2 of the logarithm of a window's GSD by ridge regression from features of models trained "varied", held-out samples
 
 Writes benchmarks/results/scale_alibi_positions_patch<n>.md: means over seeds with 95 % intervals, and differences to "grid" in pairs of seeds.
 """
@@ -204,6 +205,33 @@ def misled(work: Path, seeds: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
+def read_gsd(work: Path, seeds: dict[str, Sequence[int]]) -> str:
+    """Whether features of models trained "varied" tell the GSD of the window: R2 on held-out samples by sensor, a row a run."""
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from frontier.train.checkpoint import load_model
+
+    lines = ["| positions | seed | radar | lores | hires |", "|---|---|---|---|---|"]
+    for position, own in seeds.items():
+        for seed in own:
+            module, settled, _ = load_model(work / f"varied_{position}_{seed}" / "run")
+            given = []
+            for split, drawn in (("train", 1), ("test", 2)):
+                seen = Seen(settled, split, seed=drawn)
+                gsd = [placed.gsd for _, placed in seen.placed(VARIED, 1)]
+                features, _ = seen.features(module.eval(), VARIED)
+                given.append(
+                    {n: (x, torch.cat([g[n].log().mean(1) for g in gsd]).numpy()) for n, x in features.items()}
+                )
+            known, asked = given
+            fits = {n: make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 4, 13))).fit(*known[n]) for n in known}
+            scores = (f"{fit.score(*asked[name]):.3f}" for name, fit in fits.items())
+            lines.append(f"| {position} | {seed} | {' | '.join(scores)} |")
+    return "\n".join(lines)
+
+
 def table(found: dict[str, dict[int, dict[str, float]]]) -> str:
     """A row a measure: mean ± half-width over seeds of each position; below it the difference to grid in pairs of seeds."""
     names = list(found)
@@ -266,6 +294,7 @@ def main() -> None:
     )
     if "ground" in found and "varied" in args.kinds.split(","):
         text += f"\n## Ground models that are told a wrong GSD\n\n{misled(work, list(found['ground']))}\n"
+        text += f"\n## GSD of a window, read from features (R2)\n\n{read_gsd(work, {name: list(runs) for name, runs in found.items()})}\n"
     (RESULTS / f"scale_alibi_positions_patch{args.patch}.md").write_text(text)
     print(text)
 
