@@ -115,6 +115,8 @@ def share_out(global_batch: int, sizes: dict[str, int], data: DataConfig) -> dic
             f"train.global_batch={global_batch} has no {len(sections)} shares that are multiples of data.granule={granule}: "
             f"choose a multiple of {granule} of at least {granule * len(sections)}"
         )
+    if data.mixing and all(section.weight for section in sections.values()):
+        raise UserError("data.mixing has no effect where every source has a weight: leave it out, or the weights")
     weights = {name: section.weight or sizes[name] ** data.mixing for name, section in sections.items()}
     units, total = global_batch // granule, sum(weights.values())
     exact = {name: units * weight / total for name, weight in weights.items()}

@@ -6,6 +6,7 @@ Every field has an effect; what cannot work together is refused here or, where i
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Literal
 
@@ -218,6 +219,10 @@ class TrainConfig(Section):
         if len(given) != 1:
             told = " and ".join(given) if given else "none"
             raise ValueError(f"give exactly one of train.steps, train.epochs, train.samples ({told} given)")
+        if not math.isfinite(self.base_lr * self.global_batch / 256):
+            raise ValueError(
+                f"train.base_lr={self.base_lr:g} x global_batch / 256 is no finite number: give a smaller one"
+            )
         if self.micro_batch and self.global_batch % self.micro_batch:
             raise ValueError(
                 f"train.micro_batch={self.micro_batch} does not divide train.global_batch={self.global_batch}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,13 +95,24 @@ class RunPlan:
         }
 
 
+MOST_STEPS = 10**12
+
+
 def total_steps(config: Config, epoch_samples: int) -> int:
-    """Optimizer steps from steps, epochs (of so many samples) or samples (rounded up to whole batches)."""
+    """Optimizer steps from steps, epochs (of so many samples) or samples (rounded up to whole batches). Raises UserError for more than
+    any run makes: a slip of the pen."""
     train = config.train
     if train.steps is not None:
-        return train.steps
-    samples = train.samples if train.samples is not None else (train.epochs or 0) * epoch_samples
-    return max(1, -int(-samples // train.global_batch))
+        steps = train.steps
+    else:
+        samples = train.samples if train.samples is not None else (train.epochs or 0) * epoch_samples
+        steps = max(1, -int(-samples // train.global_batch)) if samples < math.inf else MOST_STEPS + 1
+    if steps > MOST_STEPS:
+        key = next(name for name in ("steps", "epochs", "samples") if getattr(train, name) is not None)
+        raise UserError(
+            f"train.{key}={getattr(train, key):g} makes more than {MOST_STEPS:,} steps: give a smaller number"
+        )
+    return steps
 
 
 def resolve(config: Config, world_size: int, check_shards: bool = True, samples: int | None = None) -> RunPlan:

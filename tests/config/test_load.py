@@ -83,6 +83,10 @@ def test_nearest_key_by_spelling_then_by_last_part() -> None:
         ),
         ({"train": {"global_batch": 32, "steps": 1, "betas": [0.9, 1.0]}}, "both are at least 0 and below 1"),
         ({"train": {"global_batch": 32, "steps": 1, "base_lr": math.inf}}, "train.base_lr: .* finite number"),
+        (
+            {"train": {"global_batch": 512, "steps": 1, "base_lr": 1e308}},
+            "base_lr=1e.308 x global_batch / 256 is no finite",
+        ),
     ],
 )
 def test_refusals_name_the_key_and_the_mend(change: dict, message: str) -> None:

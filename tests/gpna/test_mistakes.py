@@ -61,6 +61,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "misspelt key of a source": ({f"{SCENES}.shard": "x"}, (f"did you mean '{SCENES}.shards'?",)),
     "no folder named": ({f"{SCENES}.shards": None}, (f"'{SCENES}.shards' is missing",)),
     "no folder there": ({f"{SCENES}.shards": "/nowhere"}, (SCENES, "/nowhere", "does not exist")),
+    "mixing beside weights": (
+        {f"{SCENES}.weight": 2, f"{SERIES}.weight": 1, "data.mixing": 0.5},
+        ("data.mixing has no effect where every source has a weight",),
+    ),
     "no such split": ({f"{SCENES}.split": "tset"}, (SCENES, "no split 'tset'", "train")),
     "shards and sources": ({"data.shards": "x"}, ("exactly one of", "shards and sources given")),
     "shards instead": ({"data.sources": None, "data.shards": "x"}, ("model.family=gpna takes data.sources",)),

@@ -241,6 +241,7 @@ BAD = [
     (("model.preset=vit_hug",), ("vit_hug", "vit_huge")),
     (("model.patch=5",), ("patch 5",)),
     (("train.epochs=3",), ("exactly one",)),
+    (("train.steps=null", "train.epochs=1e300"), ("train.epochs=1e+300 makes more than 1,000,000,000,000 steps",)),
     (("run.dir=/proc/run",), ("run.dir=/proc/run cannot be made",)),
     (("data.column=imag",), ("imag",)),
     (("train.global_batch=512",), ("512", "160 samples")),
