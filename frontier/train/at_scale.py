@@ -51,12 +51,12 @@ def shard_files(stream: Stream, dims: ParallelDims, rank: int) -> int:
     if not stream.shards.manifest["shards"]:
         return 0
     sampler = stream.sampler
-    blocks = sampler.blocks(0, dims.data_rank(rank), dims.data_ranks)
+    blocks = sampler.window_blocks(0, dims.data_rank(rank), dims.data_ranks)
+    read = (blocks.starts[:, None] + np.arange(sampler.block)) % sampler.samples
     starts = stream.shards.shard_starts
     if sampler.samples != len(stream.shards):  # planned as if there were more shards like the largest
-        starts = np.arange(0, sampler.samples + 1, int(np.diff(starts).max()))
-    ends = np.array([[block.start, (block.start + sampler.block - 1) % sampler.samples] for block in blocks])
-    return len(np.unique(np.searchsorted(starts, ends, side="right")))
+        return len(np.unique(read // int(np.diff(starts).max())))
+    return len(np.unique(np.searchsorted(starts, read, side="right")))
 
 
 def operations(plan: RunPlan, files: int, configs: int, writing: int) -> dict[str, float]:

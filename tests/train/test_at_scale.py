@@ -7,17 +7,20 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from frontier.config.load import load_config
 from frontier.data.loader import Loader
 from frontier.train.at_scale import shard_files
 from frontier.train.plan import resolve
-from tests.conftest import ROOT, run_frontier
+from tests.conftest import ROOT, run_frontier, toy_config
+from tests.data.sets import write_set
 
 FULL_FRONTIER = ("--nodes", "9408", "--samples", "1000000000", "train.global_batch=75264", "parallel.strategy=hybrid_8")
 
@@ -37,6 +40,24 @@ def test_9408_nodes_on_a_laptop(toy: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     whole = run_frontier("pretrain", toy, "--dry-run", *FULL_FRONTIER, "parallel.strategy=full_shard")
     assert "75,266 files: a hybrid strategy such as hybrid_" in whole.stdout
+
+
+@pytest.mark.parametrize("samples", [None, 10**9])
+def test_every_shard_of_a_block_counts_and_none_is_listed(samples: int | None, tmp_path: Path) -> None:
+    """Blocks of 8 samples over shards of 2; a billion samples cost no table of their shards."""
+    numbers = np.zeros((64, 1, 16, 16), np.uint8)
+    statistics = {"image": {"mean": [1.0], "std": [1.0]}}
+    shards = write_set(tmp_path / "set", {"image": (numbers, "CHW")}, statistics=statistics, per_shard=2)
+    config = toy_config(tmp_path / "run", shards)
+    config["data"] = {"shards": str(shards), "block": 8}
+    config["train"]["global_batch"] = 8
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
+    plan = resolve(load_config(tmp_path / "small.yaml"), 8, samples=samples)
+    tracemalloc.start()
+    counts = {shard_files(plan.feed.streams[0], plan.dims, rank) for rank in range(8)}
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+    assert counts <= {4, 5} and counts, "a block of 8 lies in 4 shards of 2, or in 5 where it begins inside one"
 
 
 def traced(folder: Path, own: tuple[Path, ...], *words: str | Path) -> list[list[str]]:
