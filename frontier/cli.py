@@ -54,6 +54,11 @@ def _unknown(verb: str) -> str:
     return f"frontier: unknown verb '{verb}': {hint}"
 
 
+def complain(verb: str, error: Exception) -> None:
+    """The one line of an error."""
+    print(f"frontier {verb}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns its exit code. A `UserError` becomes one line on stderr."""
     from frontier.errors import EXIT_TRANSIENT, UserError
@@ -62,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(argv)
     except UserError as error:
-        print(f"frontier {argv[0]}: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(argv[0], error)
         return error.exit_code
     except BrokenPipeError:  # `frontier … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

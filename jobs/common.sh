@@ -120,7 +120,7 @@ find_python() { # the words that run Python on a node
     return
   fi
   [ -x "$FRONTIER_VENV/bin/python" ] ||
-    fail "FRONTIER_VENV=$FRONTIER_VENV has no bin/python: run 'make setup' there, or name your environment in jobs/site.env"
+    fail "FRONTIER_VENV=$FRONTIER_VENV has no bin/python: name your environment in jobs/site.env; docs/sites.md tells how one is made for $SITE, 'make setup' for this machine alone"
   python=("$FRONTIER_VENV/bin/python")
   export PATH=$FRONTIER_VENV/bin:$PATH
 }
@@ -291,6 +291,7 @@ job_end() { # CODE
   if grep -q 'Unable to create step' "${step_errors:-/dev/null}"; then
     fail "srun cannot start $ranks_per_node ranks a node ($(grep 'Unable to create step' "$step_errors" | sed 's/.*: //' | tail -1)): set FRONTIER_RANKS_PER_NODE, or ask for more"
   fi
+  [[ ! $(first_error) =~ ': Exited with exit code 2'$ ]] || code=2 # srun returns the highest code: 75 of those that lost this rank
   case $code in
     85) why="stopped after a checkpoint" ;;
     75 | 1[34]?) # a rank lost the others, or a signal ended it
@@ -325,10 +326,14 @@ job_end() { # CODE
   exit "$code"
 }
 
-blame() { # the node of the first rank that a signal ended; what srun ended because of it, or because it was asked to, comes later
+first_error() { # of the ranks, in srun's words; what srun ended because of it, or because it was asked to, comes later
+  grep -E '^srun: error: [^:]+: tasks? [0-9,-]+: ' "${step_errors:-/dev/null}" | grep -vE ': Exited with exit code (75|85)$' | head -n 1 || true
+}
+
+blame() { # the node of the first rank that a signal ended
   local line
   [ -z "$asked" ] || return 0
-  line=$(grep -E '^srun: error: [^:]+: tasks? [0-9,-]+: ' "${step_errors:-/dev/null}" | grep -vE ': Exited with exit code (75|85)$' | head -n 1) || return 0
+  line=$(first_error)
   [[ $line =~ ': '(Killed|Segmentation fault|Aborted|Bus error|Illegal instruction|Floating point) ]] || return 0
   line=${line#srun: error: }
   mapfile -t blamed < <(scontrol show hostnames "${line%%:*}")

@@ -7,6 +7,7 @@ import os
 import socket
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -96,10 +97,11 @@ def _nothing(wanted: str, masks: str) -> str:
     drivers = {"cuda": ("/dev/nvidia0", "/dev/kfd"), "xpu": ("/dev/dri",)}[wanted]
     driver = next((path for path in drivers if Path(path).exists()), f"no {' or '.join(drivers)}")
     saw = f"PyTorch {torch.__version__}, built for {build}, {driver}, {masks or 'no mask'}"
+    serves = {"/dev/nvidia0": ("CUDA",), "/dev/kfd": ("ROCm",)}.get(driver, built)
     mend = (
         "ask the scheduler for GPUs and load the site's modules"
-        if build in built
-        else f"install PyTorch for {' or '.join(built)}, as the site says"
+        if build in serves
+        else f"install PyTorch for {' or '.join(serves)}, as docs/sites.md says for the site"
     )
     return f"run.device={wanted} and no such device ({saw}): {mend}; run.device=auto takes what is there"
 
@@ -165,7 +167,7 @@ def agree(store: dist.Store, ranks: Ranks, own: Seen) -> None:
     """Tell rank 0 what this rank has seen and hear its verdict. On every rank, before the process group.
 
     Raises:
-        UserError: the devices do not go together; the same line on every rank.
+        UserError: the devices do not go together, or a rank cannot start; the same line on every rank.
     """
     if ranks.is_main:
         store.set("device/0", json.dumps(asdict(own)))
@@ -177,11 +179,32 @@ def agree(store: dist.Store, ranks: Ranks, own: Seen) -> None:
         verdict = store.get("device/verdict").decode()
     if not verdict:
         return
+    _farewell(store, ranks, FAREWELL_S)
+    raise UserError(verdict)
+
+
+def refuse(store: dist.Store, ranks: Ranks, why: str, patience_s: float) -> str:
+    """This rank cannot start: no other may wait for it. In the place of `agree`; returns what rank 0 says.
+
+    Args:
+        why: in one line; of rank 0 it is the verdict at once, whatever the others have seen.
+        patience_s: at most so long rank 0 waits for the others to have read it.
+    """
+    if not ranks.is_main:
+        try:
+            agree(store, ranks, Seen(ranks.rank, socket.gethostname(), "cpu", lacks=why))
+        except UserError as verdict:
+            return str(verdict)
+        raise AssertionError("rank 0 heard of a rank that cannot start, and found nothing wrong")
+    store.set("device/verdict", why)
+    _farewell(store, ranks, patience_s)
+    return why
+
+
+def _farewell(store: dist.Store, ranks: Ranks, patience_s: float) -> None:
+    """A bad verdict is read; the store lives on rank 0, which leaves last."""
     if store.add("device/read", 1) == ranks.world_size:
         store.set("device/all_read", "")
     if ranks.is_main:
-        try:
-            store.wait(["device/all_read"], timedelta(seconds=FAREWELL_S))
-        except dist.DistError:
-            pass
-    raise UserError(verdict)
+        with suppress(dist.DistError):
+            store.wait(["device/all_read"], timedelta(seconds=patience_s))

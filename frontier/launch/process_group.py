@@ -41,7 +41,7 @@ def process_group(
         _record_flight()
     timeout = timedelta(seconds=timeout_s)
     if store is None:
-        store = _meet(ranks, timeout_s)
+        store = meet(ranks, timeout_s)
     if before is not None:
         with _lost(ranks, timeout_s):
             before(store)
@@ -66,7 +66,15 @@ def process_group(
             dist.destroy_process_group()
 
 
-def _meet(ranks: Ranks, timeout_s: int) -> dist.Store:
+def meet(ranks: Ranks, timeout_s: float, wait_for_all: bool = True) -> dist.Store:
+    """The store on rank 0.
+
+    Args:
+        wait_for_all: rank 0 goes on once all ranks are there; without it at once.
+
+    Raises:
+        TransientError: nobody answered there in time.
+    """
     address, port = rendezvous(ranks)
     timeout = timedelta(seconds=timeout_s)
     if ranks.world_size == 1 and "MASTER_PORT" not in os.environ:
@@ -76,13 +84,15 @@ def _meet(ranks: Ranks, timeout_s: int) -> dist.Store:
     # A client that finds nobody waits up to its timeout again before a second try: half of it keeps the bound.
     patience = timeout if ranks.is_main else timeout / 2
     try:
-        store = dist.TCPStore(address, port, ranks.world_size, is_master=ranks.is_main, timeout=patience)
+        # Whoever does not wait is not counted: rank 0 would miss it.
+        waits = wait_for_all or not ranks.is_main
+        store = dist.TCPStore(address, port, ranks.world_size, ranks.is_main, timeout=patience, wait_for_workers=waits)
         store.set_timeout(timeout)
         return store
     except (RuntimeError, dist.DistError) as error:
         raise TransientError(
             f"rank {ranks.rank} of {ranks.world_size} ({ranks.source}) found no other ranks at {address}:{port} "
-            f"within {timeout_s} s: check MASTER_ADDR, MASTER_PORT and that all ranks started ({str(error)[:120]})"
+            f"within {timeout_s:.0f} s: check MASTER_ADDR, MASTER_PORT and that all ranks started ({str(error)[:120]})"
         ) from None
 
 

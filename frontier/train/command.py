@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from frontier.config.load import Config
+    from frontier.launch.ranks import Ranks
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,10 +114,12 @@ def main(argv: Sequence[str]) -> int:
             if config.train.start_from:
                 check_start(config.train.start_from)
             _try_to_make(plan.run_dir)
-    except UserError:
-        if ranks.local_rank == 0:
+    except UserError as error:
+        if args.dry_run and ranks.local_rank:
+            return EXIT_USER  # said once a node
+        if args.dry_run or ranks.world_size == 1:
             raise
-        return EXIT_USER  # said once a node
+        return _refuse(ranks, error)
     if args.dry_run:
         from frontier.train.dry_run import dry_run
 
@@ -141,10 +144,10 @@ def main(argv: Sequence[str]) -> int:
         if not seen.lacks:
             _check_device(config, device)
             check_snapshot(config.log, device)
-    except UserError:
-        if ranks.local_rank == 0:
+    except UserError as error:
+        if ranks.world_size == 1:
             raise
-        return EXIT_USER
+        return _refuse(ranks, error)
     if device.type == "cpu":
         keep_freed_memory()
     try:
@@ -163,6 +166,31 @@ def main(argv: Sequence[str]) -> int:
         if ranks.is_main or told:
             raise
         return error.exit_code
+
+
+REFUSAL_S = 60
+"""At most so long a rank that cannot start looks for the others, which may still be importing."""
+
+
+def _refuse(ranks: Ranks, error: UserError) -> int:
+    """One line for all ranks, and none that waits for this one; returns the exit code.
+
+    What rank 0 meets it says at once. What another rank meets, rank 0 says with its number and host, once all are there.
+    """
+    from torch.distributed import DistError
+
+    from frontier.cli import complain
+    from frontier.launch.devices import refuse
+    from frontier.launch.process_group import meet
+
+    if ranks.is_main:
+        complain("pretrain", error)
+    try:
+        refuse(meet(ranks, REFUSAL_S, wait_for_all=False), ranks, str(error), REFUSAL_S)
+    except (TransientError, DistError):  # nobody there to hear it, or to say it
+        if not ranks.is_main and ranks.local_rank == 0:
+            raise error from None
+    return error.exit_code
 
 
 def _check_device(config: Config, device: torch.device) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch.distributed as dist
 
 from frontier.errors import UserError
+from frontier.launch import devices
 from frontier.launch.devices import Seen, agree, judge
 from frontier.launch.local import free_port
 from frontier.launch.ranks import Ranks
@@ -83,6 +84,25 @@ def test_every_rank_hears_the_verdict(seen: list[Seen], words: str | None) -> No
         told = list(pool.map(rank, range(3)))
     assert len(set(told)) == 1
     assert told[0] is None if words is None else re.match(words, told[0] or "")
+
+
+@pytest.mark.parametrize(
+    ("built", "driver", "mend"),
+    [
+        ("cuda", "/dev/nvidia0", "ask the scheduler for GPUs"),
+        ("cuda", "/dev/kfd", "install PyTorch for ROCm, as"),  # `pip install torch` on an AMD machine
+        ("hip", "/dev/kfd", "ask the scheduler for GPUs"),
+        ("hip", "/dev/nvidia0", "install PyTorch for CUDA, as"),
+        ("", "", "install PyTorch for CUDA or ROCm, as"),
+    ],
+)
+def test_the_build_for_this_driver_is_named(
+    built: str, driver: str, mend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cuda", "hip", "xpu"):
+        monkeypatch.setattr(f"torch.version.{name}", "7.1" if name == built else None)
+    monkeypatch.setattr(devices.Path, "exists", lambda path: str(path) == driver)
+    assert mend in devices._nothing("cuda", "")
 
 
 def test_a_rank_without_its_device(toy: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import psutil
@@ -194,22 +195,63 @@ WRONG = {
     "half a word": ({"FRONTIER_DOCTOR": "yes"}, "FRONTIER_DOCTOR=yes: give 1 or 0"),
     "no folder": ({"FRONTIER_RUN": "/proc/run"}, "the run folder /proc/run cannot be written"),
     "unknown key": ({"FRONTIER_OVERRIDES": "train.stepz=3"}, "stepz"),
+    "a lost shard": ({"FRONTIER_SHARDS": "TORN"}, "train-00000.h5"),  # rank 0 alone looks at every shard
 }  # fmt: skip
 
 
-def test_mistakes_end_the_job_at_once(tmp_path: Path, cluster: Cluster, small: dict[str, str]) -> None:
-    """One line that names it, exit 2, no requeue."""
-    jobs = {
-        name: sbatch(cluster, SCRIPT, tmp_path / name.replace(" ", "_"), "-N1", **{**small, **env})
-        for name, (env, _) in WRONG.items()
-    }
+def test_mistakes_end_the_job_at_once(tmp_path: Path, cluster: Cluster, small: dict[str, str], shards: Path) -> None:
+    """One line that names it, exit 2, no requeue; no rank waits for one that has left."""
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    (torn / "manifest.json").write_text((shards / "manifest.json").read_text())
+    jobs = {}
+    for name, (env, _) in WRONG.items():
+        given = {**small, **{key: value.replace("TORN", str(torn)) for key, value in env.items()}}
+        nodes = "-N2" if name in ("unknown key", "a lost shard") else "-N1"
+        jobs[name] = sbatch(cluster, SCRIPT, tmp_path / name.replace(" ", "_"), nodes, **given)
     for name, (_, words) in WRONG.items():
         assert cluster.wait(jobs[name]) == "FAILED"
         text = log(tmp_path / name.replace(" ", "_"))
         lines = [line for line in text.splitlines() if line.startswith(("job: ", "frontier pretrain: "))]
-        assert words in lines[-1], text
+        assert words in lines[-1] and text.count("frontier pretrain: ") <= 1, text
         shown = cluster.run("scontrol", "show", "job", jobs[name]).stdout
         assert "ExitCode=2:0" in shown and "Restarts=0" in shown, text
+        assert _run_time(shown) < 45, text
+
+
+def _run_time(shown: str) -> int:
+    """Seconds, from `scontrol show job`."""
+    (hours, minutes, seconds) = re.findall(r"RunTime=(\d+):(\d+):(\d+)", shown)[0]
+    return 3600 * int(hours) + 60 * int(minutes) + int(seconds)
+
+
+ELSEWHERE = {
+    "gpna_pretrain.sh": ({"FRONTIER_RUN": "RUN"}, "shards/millionaid"),
+    "gpna_tasks.sh": ({"FRONTIER_RUN": "RUN", "FRONTIER_SHARDS": "/nowhere"}, "jobs/configs/gpna_tasks.yaml has several sources"),
+    "scale_alibi_pretrain.sh": ({"FRONTIER_RUN": "RUN"}, "shards/triplets_full"),
+    "scale_alibi_evaluate.sh": ({"FRONTIER_RUN": "RUN"}, "RUN"),
+    "probe.sh": ({"FRONTIER_RUN": "RUN"}, "RUN"),
+    "write_shards.sh": ({"FRONTIER_RUN": "RUN", "FRONTIER_SHARDS": "RUN", "FRONTIER_ARCHIVE": "/nowhere"}, "/nowhere"),
+    "scaling_study.sh": ({"FRONTIER_RUN": "RUN", "FRONTIER_STUDY": "weak_skaling"}, "weak_skaling"),
+}  # fmt: skip
+"""Nothing is where a script looks for it."""
+
+
+@pytest.mark.slow
+def test_mistakes_with_the_other_scripts(tmp_path: Path, cluster: Cluster) -> None:
+    """One line, exit 2, no requeue."""
+    run, jobs = str(tmp_path / "run"), {}
+    for name, (env, _) in ELSEWHERE.items():
+        given = {"FRONTIER_RANKS_PER_NODE": "1", **{key: word.replace("RUN", run) for key, word in env.items()}}
+        nodes = "-N1" if name == "write_shards.sh" else "-N2"  # two would need an MPI
+        jobs[name] = sbatch(cluster, name, tmp_path / name, nodes, **given)
+    for name, (_, words) in ELSEWHERE.items():
+        assert cluster.wait(jobs[name]) == "FAILED", name
+        text = log(tmp_path / name)
+        said = [line for line in text.splitlines() if line.startswith("frontier ") or line.startswith("job: FRONTIER")]
+        assert len(said) == 1 and words.replace("RUN", run) in said[0], text
+        shown = cluster.run("scontrol", "show", "job", jobs[name]).stdout
+        assert "ExitCode=2:0" in shown and "Restarts=0" in shown and _run_time(shown) < 45, text
 
 
 def test_a_missing_module(tmp_path: Path, cluster: Cluster, small: dict[str, str], lmod: dict[str, str]) -> None:
@@ -304,6 +346,15 @@ def test_no_progress_no_requeue(tmp_path: Path, cluster: Cluster, small: dict[st
         assert cluster.wait(job, seconds=60) == "FAILED"
         assert len(requeues(out / "run")) == times, log(out)
         assert "not requeued: no newer checkpoint since this start" in log(out)
+
+
+def test_one_rank_that_meets_a_mistake_ends_the_job(tmp_path: Path, cluster: Cluster, small: dict[str, str]) -> None:
+    """A full disk, say: it leaves with 2, the others with 75 because they lost it. srun's word is the highest."""
+    fails = '[ "$SLURM_PROCID" != 0 ] || { echo "frontier pretrain: rank 0: the disk is full" >&2; exit 2; }; sleep 1; exit 75'
+    job = sbatch(cluster, SCRIPT, tmp_path, "-N2", **small | stand_in(tmp_path, fails))
+    assert cluster.wait(job, seconds=60) == "FAILED", log(tmp_path)
+    shown = cluster.run("scontrol", "show", "job", job).stdout
+    assert "ExitCode=2:0" in shown and "Restarts=0" in shown and not requeues(tmp_path / "run"), log(tmp_path)
 
 
 @pytest.mark.slow
