@@ -83,6 +83,7 @@ def site_table(site: Site) -> str:
         "container": site.container,
         "node's own disk": [site.local_storage] if site.local_storage else [],
         "ranks a node": site.count_devices,
+        "to install": site.install,
         "set by modules": site.set_by_modules,
         "left out": site.left_out,
     }

@@ -102,6 +102,8 @@ class Site(Section):
     directives: list[Sourced] = Field(default_factory=list)
     """Lines of the header without #SBATCH or #PBS, beside the common ones: name, account, nodes (PBS: select), time,
     partition, output, signal, requeue."""
+    install: list[Sourced] = Field(default_factory=list)
+    """Commands that make FRONTIER_VENV, once, under the modules: words for a reader, in no script."""
     modules: list[Sourced] = Field(default_factory=list)
     environment: list[Sourced] = Field(default_factory=list)
     """Commands of the batch shell after the modules, in order: exports, mostly. What is in the environment already wins."""
@@ -146,7 +148,7 @@ class Site(Section):
 
     def cited(self) -> Iterator[tuple[str, str]]:
         """(what, source) of everything that names a source."""
-        for line in (*self.lines(), *self.set_by_modules, *self.left_out):
+        for line in (*self.lines(), *self.install, *self.set_by_modules, *self.left_out):
             yield line.text, line.source
         for name, partition in self.partitions.items():
             yield f"partition {name}", partition.source

@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from frontier.errors import UserError
+from frontier.submit.shell import site_shell
 from frontier.submit.site import load_site, shipped
 from frontier_profiling.predict.system import load_system
+from tests.conftest import ROOT
 
 MINIMAL = """
 name: mine
@@ -54,6 +56,15 @@ def test_every_source_is_cited_and_dated(name: str) -> None:
     assert set(site.sources) <= cited
     for line in site.lines():
         assert line.why or not line.source.startswith("suite"), f"{line.text}: say why the suite wants it"
+
+
+def test_what_frontier_installs_is_a_torch_that_this_package_takes() -> None:
+    words = " ".join(line.text for line in load_site("frontier").install)
+    (torch,) = re.findall(r"torch==([\d.]+) --index-url \S+/rocm(?=7\.1\b)", words)
+    (rocm,) = [line.text.split("/")[1] for line in load_site("frontier").modules if line.text.startswith("rocm/")]
+    (least,) = re.findall(r'"torch>=([\d.]+)"', (ROOT / "setup.py").read_text())
+    assert rocm.startswith("7.1.") and [*map(int, torch.split("."))] >= [*map(int, least.split("."))]
+    assert not any(line.text in site_shell(load_site("frontier")) for line in load_site("frontier").install)
 
 
 def test_limits_of_frontier_by_the_bins_of_its_user_guide() -> None:
