@@ -14,23 +14,22 @@ from tests.conftest import ROOT, curve, read_jsonl, run_frontier
 from tests.gpna.runs import image_set, series_set
 from tests.profiling.sweep.fakes import status, statuses
 from tests.slurm.cluster import Cluster, until
-from tests.slurm.jobs import SMALL, log, sbatch, starts
+from tests.slurm.jobs import SMALL, assert_same_curve, await_step, log, sbatch, starts
 from tests.slurm.test_sweep import DDP, FULL, HYBRID, STAND_IN, await_tasks, toy
 
-SCRIPTS = (
-    "pretrain_3b.sh",
-    "pretrain_15b.sh",
-    "gpna_pretrain.sh",
-    "gpna_tasks.sh",
-    "write_shards.sh",
-    "probe.sh",
-    "scaling_study.sh",
-)
+SCRIPTS = sorted(path.name for path in (ROOT / "jobs").glob("*.sh") if "\n#SBATCH " in path.read_text())
 GPNA = (
     "model.preset=gpna_debug data.granule=4 data.workers=1 parallel.strategy=full_shard parallel.precision=fp32 parallel.timeout_s=120 "
     "train.epochs=null train.samples=null train.global_batch=16 train.micro_batch=null checkpoint.every_steps=1000 log.every_steps=50"
 )
 """The gpna configurations at a size for two cores."""
+ALIBI = (
+    "model.preset=scale_alibi_debug model.sensors.radar.size=32 model.sensors.lores.size=32 model.sensors.hires.column=naip "
+    "model.sensors.hires.bands=[red,green,blue] model.sensors.hires.size=64 data.workers=1 parallel.strategy=full_shard "
+    "parallel.precision=fp32 parallel.activation_checkpointing=none parallel.timeout_s=120 train.epochs=null train.global_batch=8 "
+    "train.micro_batch=null checkpoint.every_steps=1000 log.every_steps=50"
+)
+"""The paper's Scale-ALiBi at a size for two cores."""
 SCENES = "--scenes 96 --size 32 --samples-per-shard 8"
 
 
@@ -44,6 +43,7 @@ def header(script: str) -> dict[str, str]:
 
 def test_slurm_takes_every_script(cluster: Cluster) -> None:
     """And each asks for no more than Frontier's batch partition gives to so many nodes."""
+    assert len(SCRIPTS) == 9
     for script in SCRIPTS:
         done = cluster.run("sbatch", "--test-only", "-N2", ROOT / "jobs" / script)
         assert done.returncode == 0, f"{script}: {done.stderr}"
@@ -102,6 +102,56 @@ def test_several_sources_and_then_their_tasks(tmp_path: Path, cluster: Cluster) 
         assert [(start["nodes"], start["world_size"]) for start in starts(tmp_path / run)] == [(2, 2)]
     assert starts(tmp_path / "tasks")[0]["start_from"].startswith(str(tmp_path / "pretrained"))
     assert set(read_jsonl(tmp_path / "tasks" / "metrics.jsonl")[0]) >= {f"loss_{name}" for name in targets}
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of three sensors with a held-out half."""
+    out = tmp_path_factory.mktemp("tiles") / "tiles"
+    words = ["--scenes", "40", "--size", "32", "--sensors", "s2,s1,naip", "--test-fraction", "0.5", "--seed", "0"]
+    done = run_frontier("shards", "write", *words, out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_three_sensors_and_what_they_are_worth(tmp_path: Path, cluster: Cluster, tiles: Path) -> None:
+    """jobs/scale_alibi_pretrain.sh on two nodes, and jobs/scale_alibi_evaluate.sh that waits for it."""
+    run = tmp_path / "run"
+    env = {"FRONTIER_RANKS_PER_NODE": "1", "FRONTIER_RUN": str(run)}
+    pretrain = {**env, "FRONTIER_SHARDS": str(tiles), "FRONTIER_OVERRIDES": f"{ALIBI} train.steps=4"}
+    job = sbatch(cluster, "scale_alibi_pretrain.sh", tmp_path, "-N2", **pretrain)
+    then = sbatch(cluster, "scale_alibi_evaluate.sh", tmp_path, f"--dependency=afterok:{job}", **env)
+    assert cluster.wait(then) == "COMPLETED" and cluster.state(job) == "COMPLETED", log(tmp_path)
+    assert len(curve(run)) == 4 and [(start["nodes"], start["world_size"]) for start in starts(run)] == [(2, 2)]
+    rows = json.loads((run / "evaluation.json").read_text())
+    assert {row["encoder"] for row in rows} == {"pretrained", "random"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpna", "scale_alibi"])
+def test_the_families_through_a_requeue(tmp_path: Path, cluster: Cluster, tiles: Path, family: str) -> None:
+    """Two nodes with two ranks each, stopped in the middle by a signal: the same curve as one rank's that nobody stopped."""
+    run = tmp_path / "run"
+    if family == "gpna":
+        config, words = "gpna_pretrain_1b", f"{GPNA} data.sources.places.symmetries=false"
+        folders = {"scenes": image_set(tmp_path / "images"), "pairs": image_set(tmp_path / "pairs", bands=2)}
+        folders["places"] = series_set(tmp_path / "series")
+        words = " ".join([words, *(f"data.sources.{name}.shards={path}" for name, path in folders.items())])
+    else:
+        config, words = "scale_alibi_base", f"{ALIBI} data.shards={tiles}"
+    words += " train.steps=120 train.base_lr=1e-4"
+    env = {"FRONTIER_RANKS_PER_NODE": "2", "FRONTIER_RUN": str(run), "FRONTIER_OVERRIDES": words}
+    job = sbatch(cluster, f"{family}_pretrain.sh", tmp_path, "-N2", **env)
+    await_step(run, 10, tmp_path)
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    assert cluster.wait(job, seconds=240) == "COMPLETED", log(tmp_path)
+    (requeue,) = read_jsonl(run / "requeues.jsonl")
+    assert requeue["code"] == 85 and 10 <= requeue["step"] < 120
+    assert [start["world_size"] for start in starts(run)] == [4, 4] and starts(run)[1]["restarts"] == 1
+    alone = tmp_path / "alone"
+    done = run_frontier("pretrain", ROOT / f"jobs/configs/{config}.yaml", *words.split(), f"run.dir={alone}")
+    assert done.returncode == 0, done.stderr
+    assert_same_curve(run, alone, curve)
 
 
 # MPICH 5 and the PMI-2 server of Slurm 22.05 now and then misread each other's addresses ("invalid client request"), and the job hangs.
