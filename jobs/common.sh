@@ -22,6 +22,8 @@ job_begin() {
   unset SLURM_EXPORT_ENV # of `sbatch --export=…`: srun would keep this script's variables from the ranks
   scratch=$(mktemp -d) || fail "no temporary file can be made in ${TMPDIR:-/tmp} of $(hostname): its disk may be full; set TMPDIR"
   trap 'rm -rf "$scratch"' EXIT
+  step_errors=$scratch/step # what srun and the ranks of the last step said
+  : >"$step_errors"
   job_identity
   [ "$launcher" = none ] || unset MASTER_ADDR # one of the submitting shell names another job's node
   if ! declare -F site_environment >/dev/null; then # a script made by `frontier submit` brings settings and site along
@@ -39,6 +41,7 @@ job_begin() {
   nodes=${FRONTIER_NODES:-$job_nodes}
   excluded= # nodes of this job that its steps leave out, with commas
   blamed=()   # nodes that the requeued job is not to get
+  unreachable=() # those that srun found no daemon on
   asked=
   trap 'pass_on USR1' USR1
   trap 'pass_on TERM' TERM
@@ -173,7 +176,6 @@ pass_on() { # a signal to this shell goes to the ranks, through their launcher
 job_step() { # NODES PER_NODE VERB WORDS…
   local n=$1 per_node=$2 code=0
   shift 2
-  step_errors=$scratch/step
   FRONTIER_STEP_BEGAN=$(date +%s.%N)
   export FRONTIER_STEP_BEGAN
   (launch "$n" "$per_node" "${python[@]}" -W ignore -u -m frontier "$@" 2> >(trap '' TERM USR1; exec tee "$step_errors" >&2)) &
@@ -216,8 +218,9 @@ job_pretrain() { # CONFIG RUN key=value…; RUN is the folder where FRONTIER_RUN
 site_start() { # what comes before the ranks
   local code=0
   began=$(job_progress)
-  on_every_node site_once_a_node || code=$?
+  on_every_node site_once_a_node 2> >(trap '' TERM USR1; exec tee "$step_errors" >&2) || code=$?
   if [ "$code" != 0 ]; then
+    sleep 0.5 # tee is a moment behind
     warn "what site $SITE does once a node has failed (exit $code)"
     job_end "$code"
   fi
@@ -287,15 +290,19 @@ job_progress() { # a number that grows while the job gets on; -1: nothing yet. H
 }
 
 job_end() { # CODE
-  local code=$1 now last stalls=0 allowed=0 why already
-  if grep -q 'Unable to create step' "${step_errors:-/dev/null}"; then
-    fail "srun cannot start $ranks_per_node ranks a node ($(grep 'Unable to create step' "$step_errors" | sed 's/.*: //' | tail -1)): set FRONTIER_RANKS_PER_NODE, or ask for more"
+  local code=$1 now last stalls=0 allowed=0 why="a rank was lost" already refusal
+  refusal=$(sed -n 's/.*Unable to create step.*: //p' "$step_errors" | tail -n 1)
+  mapfile -t unreachable < <(sed -n 's/^srun: error: Task launch for .* failed on node \([^:]*\): .*/\1/p' "$step_errors" | sort -u)
+  if [[ $refusal =~ (not available \(down|[Tt]imed out|contact slurm|temporarily) ]] || grep -q '^srun: error: Application launch failed' "$step_errors"; then
+    code=75
+    why="srun could not start the ranks on ${unreachable[*]:-the nodes}"
+  elif [ -n "$refusal" ]; then
+    fail "srun cannot start $ranks_per_node ranks a node ($refusal): set FRONTIER_RANKS_PER_NODE, or ask for more"
   fi
   [[ ! $(first_error) =~ ': Exited with exit code 2'$ ]] || code=2 # srun returns the highest code: 75 of those that lost this rank
   case $code in
     85) why="stopped after a checkpoint" ;;
     75 | 1[34]?) # a rank lost the others, or a signal ended it
-      why="a rank was lost"
       allowed=1
       blame
       ;;
@@ -327,12 +334,14 @@ job_end() { # CODE
 }
 
 first_error() { # of the ranks, in srun's words; what srun ended because of it, or because it was asked to, comes later
-  grep -E '^srun: error: [^:]+: tasks? [0-9,-]+: ' "${step_errors:-/dev/null}" | grep -vE ': Exited with exit code (75|85)$' | head -n 1 || true
+  grep -E '^srun: error: [^:]+: tasks? [0-9,-]+: ' "$step_errors" | grep -vE ': Exited with exit code (75|85)$' | head -n 1 || true
 }
 
-blame() { # the node of the first rank that a signal ended
+blame() { # the nodes that no rank starts on, else the one of the first rank that a signal ended
   local line
   [ -z "$asked" ] || return 0
+  blamed+=(${unreachable[@]+"${unreachable[@]}"})
+  [ ${#unreachable[@]} = 0 ] || return 0
   line=$(first_error)
   [[ $line =~ ': '(Killed|Segmentation fault|Aborted|Bus error|Illegal instruction|Floating point) ]] || return 0
   line=${line#srun: error: }

@@ -19,12 +19,16 @@ SMALL = (
 """The 3 B configuration at a size for two cores."""
 
 
-def sbatch(cluster: Cluster, script: str, out: Path, *words: str, **env: str) -> str:
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+"""Before a command: as a user without rights."""
+
+
+def sbatch(cluster: Cluster, script: str, out: Path, *words: str, user: Sequence[str] = (), **env: str) -> str:
     """Submit jobs/SCRIPT from the repository's root; the job's output goes to OUT/slurm-JOB.out. Returns the job's id."""
     out.mkdir(parents=True, exist_ok=True)
     settings = {"FRONTIER_SITE": "local", "FRONTIER_VENV": str(ROOT / ".venv"), "OMP_NUM_THREADS": "1", **env}
     given = [f"--output={out}/slurm-%j.out", f"--chdir={ROOT}", *words]
-    done = cluster.run("sbatch", "--parsable", *given, ROOT / "jobs" / script, **settings)
+    done = cluster.run(*user, "sbatch", "--parsable", *given, ROOT / "jobs" / script, **settings)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import tempfile
+import time
 from pathlib import Path
 
 import psutil
@@ -10,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT, curve, read_jsonl
 from tests.slurm.cluster import Cluster, until
-from tests.slurm.jobs import SMALL, assert_same_curve, await_step, log, sbatch, starts, step, undisturbed
+from tests.slurm.jobs import NOBODY, SMALL, assert_same_curve, await_step, log, sbatch, starts, step, undisturbed
 
 SCRIPT = "pretrain_3b.sh"
 LMOD = Path("/usr/share/lmod/lmod/init/bash")
@@ -338,6 +340,26 @@ def test_a_lost_rank_costs_its_node_the_place(
         assert (first, second) == ("n4", "n4") and "ExcNodeList=(null)" in shown, shown
 
 
+@pytest.mark.slow
+def test_as_an_ordinary_user(cluster: Cluster, small: dict[str, str]) -> None:
+    """Nobody's job blames a node, saves on a signal and requeues itself: Slurm lets an owner do all that."""
+    crash = '[ "$SLURM_RESTART_COUNT" ] || { [ "$SLURM_PROCID" != 3 ] || kill -SEGV $$; sleep 1; exit 75; }'
+    ends = '[ "$SLURM_RESTART_COUNT" = 1 ] || exit 0'
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are for root
+        out = Path(folder)
+        ready, env = out / "ready", stand_in(out, f"{crash}\n{ends}\n{SAVES}")
+        out.chmod(0o777)
+        env |= {"HOME": "/nonexistent", "USER": "nobody", "READY": str(ready), "FRONTIER_SHARDS": ""}
+        job = sbatch(cluster, SCRIPT, out, "-N2", user=NOBODY, **small | env)
+        until(ready.exists, 60, lambda: log(out))
+        time.sleep(1)  # until all ranks have their trap
+        assert cluster.run(*NOBODY, "scancel", "--signal=USR1", "--batch", job).returncode == 0
+        assert cluster.wait(job, seconds=60) == "COMPLETED", log(out)
+        shown = cluster.run("scontrol", "show", "job", job).stdout
+        assert "UserId=nobody" in shown and "Restarts=2" in shown and "ExcNodeList=n2" in shown, log(out)
+        assert [line["code"] for line in requeues(out / "run")] == [139, 85]
+
+
 def test_no_progress_no_requeue(tmp_path: Path, cluster: Cluster, small: dict[str, str]) -> None:
     """Ranks that leave without a newer checkpoint: 85 never requeues, a passing failure once."""
     for code, times in ((85, 0), (75, 1)):
@@ -346,6 +368,23 @@ def test_no_progress_no_requeue(tmp_path: Path, cluster: Cluster, small: dict[st
         assert cluster.wait(job, seconds=60) == "FAILED"
         assert len(requeues(out / "run")) == times, log(out)
         assert "not requeued: no newer checkpoint since this start" in log(out)
+
+
+@pytest.mark.slow  # srun takes its time to give a node up
+def test_a_node_that_starts_no_ranks(tmp_path: Path, cluster: Cluster, small: dict[str, str]) -> None:
+    """Its slurmd is gone, which Slurm has not noticed yet: the job goes on with another node."""
+    lost = cluster.daemons["n2"]
+    lost.kill()
+    lost.wait()
+    try:
+        job = sbatch(cluster, SCRIPT, tmp_path, "-N2", "-xn4", **small | stand_in(tmp_path, "exit 0"))
+        assert cluster.wait(job, seconds=90) == "COMPLETED", log(tmp_path)
+        assert "srun could not start the ranks on n2 (exit 75, step -1); requeued, without n2" in log(tmp_path)
+        shown = cluster.run("scontrol", "show", "job", job).stdout
+        assert "ExcNodeList=n2,n4\n" in shown and " NodeList=n[1,3]\n" in shown, shown
+        assert len(requeues(tmp_path / "run")) == 1
+    finally:
+        cluster.bring_back("n2")
 
 
 def test_one_rank_that_meets_a_mistake_ends_the_job(tmp_path: Path, cluster: Cluster, small: dict[str, str]) -> None:

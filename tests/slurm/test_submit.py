@@ -123,6 +123,30 @@ def test_the_golden_headers_are_slurms(site: str, cluster: Cluster) -> None:
     assert done.returncode == 0 and "to start at" in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize("export", ["NONE", "NIL"])
+def test_nothing_of_the_submitting_shell(export: str, tmp_path: Path, cluster: Cluster) -> None:
+    """`sbatch --export=NONE`: the script alone says what the job does, to the end."""
+    python = tmp_path / "env" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/bash\necho "rank $SLURM_PROCID $* site $FROM_SITE $HDF5_USE_FILE_LOCKING"\n')
+    python.chmod(0o755)
+    text = (GOLDEN / "local.sh").read_text().replace("#SBATCH -N 8", "#SBATCH -N 2")
+    for name, place in (("/HERE", tmp_path), ("/PACKAGE/jobs", ROOT / "jobs"), ("/VENV", python.parent.parent)):
+        text = text.replace(name, str(place))
+    script, logs = tmp_path / "job.sh", tmp_path / "runs/small/jobs"
+    logs.mkdir(parents=True)
+    script.write_text(text)
+    (tmp_path / "small.yaml").touch()
+    job = cluster.run("sbatch", "--parsable", f"--export={export}", script, FROM_SITE="wrong").stdout.strip()
+    assert cluster.wait(job) == "COMPLETED"
+    said = next(logs.glob("*.out")).read_text()
+    for rank in range(4):
+        assert (
+            f"rank {rank} -W ignore -u -m frontier pretrain small.yaml train.steps=40 run.dir=runs/small site  FALSE"
+            in said
+        )
+
+
 @pytest.mark.slow  # three starts of training
 def test_a_chain(submit: Submitter, cluster: Cluster, shards: Path) -> None:
     """The first job is told to save and ends with 85, the second ends the run, the third has nothing to do and is dropped."""
