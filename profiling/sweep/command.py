@@ -172,7 +172,7 @@ def run(
 ) -> int:
     """Run the chosen points and write what is known of all of the study's."""
     from frontier_profiling.sweep import results
-    from frontier_profiling.sweep.execute import Stopped
+    from frontier_profiling.sweep.execute import NodeLost, Stopped
 
     def say(text: str) -> None:
         print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
@@ -198,6 +198,10 @@ def run(
                     submit(study, out, chosen, options.jobs_per_study, say)
             else:
                 measure(study, out, chosen, say)
+        except NodeLost as lost:
+            print(lost, file=sys.stderr, flush=True)  # jobs/common.sh reads which node it was
+            say("a node is lost: the same command goes on, on other nodes")
+            code = EXIT_REQUEUE
         except Stopped as stop:
             say(f"stopped by {stop}: the same command goes on")
             code = EXIT_REQUEUE

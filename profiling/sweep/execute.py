@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from frontier.launch.local import end_with_parent
 from frontier_profiling.sweep.grid import Point
-from frontier_profiling.sweep.outcome import Outcome, classify, kernel_kills, tail
+from frontier_profiling.sweep.outcome import Outcome, classify, kernel_kills, lost_nodes, tail
 from frontier_profiling.sweep.state import Place
 from frontier_profiling.sweep.study import Study
 
@@ -22,6 +22,10 @@ SETTLE_S = 10.0
 
 class Stopped(BaseException):
     """This sweep was asked to end."""
+
+
+class NodeLost(Stopped):
+    """srun lost a node of the allocation, or starts nothing there: no result of this point, nor of any that follows. Its words."""
 
 
 @contextmanager
@@ -75,7 +79,9 @@ def environment(study: Study, point: Point) -> dict[str, str]:
 
 
 def attempt(study: Study, point: Point, where: Place, number: int) -> Outcome:
-    """Run the point once. Its output goes to log.txt. Raises `Stopped` or KeyboardInterrupt after ending all of its ranks."""
+    """Run the point once. Its output goes to log.txt. Raises `Stopped` (also for a lost node) or KeyboardInterrupt after ending
+    all of its ranks.
+    """
     env = environment(study, point)
     words = command(study, point, where, env)
     kills, began = kernel_kills(), time.monotonic()
@@ -104,7 +110,10 @@ def attempt(study: Study, point: Point, where: Place, number: int) -> Outcome:
             end(process, gently=words[0] == "srun")
             raise
         end(process, gently=False)  # ranks that outlived their launcher
-    status, reason = classify(code, tail(where.log, start), kills, kernel_kills())
+    text = tail(where.log, start)
+    if words[0] == "srun" and code and (lost := lost_nodes(text)):
+        raise NodeLost("\n".join(lost))
+    status, reason = classify(code, text, kills, kernel_kills())
     return Outcome(status, reason, code, time.monotonic() - began)
 
 

@@ -14,6 +14,9 @@ OUT_OF_MEMORY = re.compile(
     r"|oom[-_ ]kill(?:ed)? event|Out Of Memory|OUT_OF_MEMORY"
 )
 SRUN_SIGNAL = re.compile(r"srun: error: \S+: tasks? [\d,-]+: (?!Terminated|Exited)[A-Z]")
+SRUN_NODE = re.compile(
+    r"srun: error: (Node failure on |Task launch for \S+ failed on node |Application launch failed|Unable to create step .*not available \(down)"
+)
 LOST = re.compile(
     r"lost contact with another rank|found no other ranks|[Cc]onnection (?:closed|reset)|DistNetworkError"
 )
@@ -79,6 +82,11 @@ def classify(code: int, text: str, before: dict[str, int], after: dict[str, int]
     how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
     said = _last_words(text)
     return "failed", f"{how}: {said}" if said else how
+
+
+def lost_nodes(text: str) -> list[str]:
+    """srun's lines about nodes that are gone or do not answer."""
+    return [line for line in text.splitlines() if SRUN_NODE.match(line)]
 
 
 def _last_words(text: str) -> str:

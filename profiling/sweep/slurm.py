@@ -36,6 +36,7 @@ SCRIPT = Template(
 #SBATCH --nodes=$nodes
 #SBATCH --ntasks-per-node=$per_node
 #SBATCH --exclusive
+#SBATCH --requeue
 #SBATCH --time=$time
 #SBATCH --output=$log
 #SBATCH --open-mode=append

@@ -75,7 +75,7 @@ def test_one_job_walks_the_points_and_a_later_call_gathers(tmp_path: Path, slurm
     script = out / "jobs" / "n1.sh"
     assert (slurm / "sbatch.txt").read_text() == f"--parsable -A abc -p batch {script}\n"
     text = script.read_text()
-    assert "#SBATCH --nodes=1\n#SBATCH --ntasks-per-node=2\n#SBATCH --exclusive\n" in text
+    assert "#SBATCH --nodes=1\n#SBATCH --ntasks-per-node=2\n#SBATCH --exclusive\n#SBATCH --requeue\n" in text
     assert "#SBATCH --time=00:09:00\n" in text and "export FROM_SETUP=1" in text
     if shutil.which("shellcheck"):
         checked = subprocess.run(["shellcheck", "-x", str(script)], capture_output=True, text=True)
@@ -229,3 +229,41 @@ def test_srun_words_of_the_site_come_before_the_study_s(tmp_path: Path) -> None:
     assert words[at : at + 3] == ["-c7", "--cpu-bind=mask_cpu:0xfe,0xfe00", "--label"]
     assert words[at + 3 : at + 10] == ["singularity", "run", "-B", "/a b", "python3", "-m", "frontier"]
     assert sys.executable in command(loaded, point, place(tmp_path, point), {"SLURM_JOB_ID": "1"})
+
+
+LOST_NODE = "srun: error: Task launch for StepId=7.1 failed on node n2: Communication connection failure"
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        (LOST_NODE, "pending"),
+        ("srun: error: Node failure on n2", "pending"),
+        ("srun: error: n2: task 1: Killed", "failed"),
+        (f"rank 0 quotes: {LOST_NODE}", "failed"),
+    ],
+    ids=["no start", "no node", "a killed rank", "a quotation"],
+)
+def test_a_lost_node_is_no_result(
+    tmp_path: Path,
+    slurm: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    said: str,
+    known: str,
+) -> None:
+    """The point waits, the sweep ends with 85, and the job script hears which node it was."""
+    from frontier.cli import main
+
+    (slurm.parent / "bin" / "srun").write_text(f"#!/bin/bash\necho '{said}' >&2\nexit 233\n")
+    out, path = tmp_path / "out", study(tmp_path / "s.yaml")
+    for name, value in (("SLURM_JOB_ID", "7"), ("SLURM_JOB_NUM_NODES", "1")):
+        monkeypatch.setenv(name, value)
+    code = main(["sweep", str(path), "--out", str(out), "--mode", "measured", "--no-report"])
+    assert set(statuses(out).values()) == {known}
+    if known == "failed":
+        assert code == 75
+        return
+    assert code == 85
+    assert said in capfd.readouterr().err.splitlines()
+    assert [(out / "points" / point / "log.txt").exists() for point in (DDP, FULL)] == [True, False]  # tried elsewhere
