@@ -206,27 +206,6 @@ def test_a_study_through_a_requeue_to_its_report(tmp_path: Path, cluster: Cluste
     assert "3 done" in log(tmp_path) and "hybrid_1" in (out / "report.html").read_text()
 
 
-@pytest.mark.slow  # srun takes its time to give a node up
-def test_a_study_loses_a_node(tmp_path: Path, cluster: Cluster) -> None:
-    """slurmd of a node dies while the first point is measured. The next one cannot start there: no failed rows, but other nodes."""
-    out, path = tmp_path / "out", toy(tmp_path, mode="measured", job={"srun_args": STAND_IN})
-    env = {"FRONTIER_STUDY": str(path), "FRONTIER_RUN": str(out), "FRONTIER_RANKS_PER_NODE": "2"}
-    job = sbatch(cluster, "scaling_study.sh", tmp_path, "-N2", "-xn4", **env, FAKE_RUNS="{}")
-    await_tasks(out, DDP)
-    lost = cluster.daemons["n2"]
-    lost.kill()
-    lost.wait()
-    try:
-        assert cluster.wait(job, seconds=180) == "COMPLETED", log(tmp_path)
-    finally:
-        cluster.bring_back("n2")
-    assert statuses(out) == {"ddp": "done", "full_shard": "done", "hybrid_1": "done"}, log(tmp_path)
-    shown = cluster.run("scontrol", "show", "job", job).stdout
-    assert "Restarts=1" in shown and " NodeList=n[1,3]\n" in shown, (
-        shown
-    )  # by the script, or by Slurm where it was quicker
-
-
 def test_the_15b_config_is_what_the_predictor_takes() -> None:
     """Of the strategies at its own batch on the script's own nodes: the quickest, with a quarter of the memory to spare."""
     config, nodes = ROOT / "jobs" / "configs" / "mae_vit_15b.yaml", int(header("pretrain_15b.sh")["-N"])
