@@ -1,8 +1,9 @@
 """What there is to rebuild in hidden patches, and how much of it is learned with how much training.
 
-    python benchmarks/scale_alibi_reconstruction.py --work DIR --steps 2500     # a kept DIR goes on from there; about 40 minutes
+    python benchmarks/scale_alibi_reconstruction.py --work DIR --reference-m 8,40     # a kept DIR goes on from there; half an hour a reference
 
-Generates scenes, trains the debug config of Scale-ALiBi for --steps steps, beside it a plain MAE of the same width, depth, patch and windows on the
+Generates scenes, trains the debug config of Scale-ALiBi for --steps steps with distances in units of each of --reference-m metres (40 is a patch of the
+first sensor, the default: the steepest head's bias falls by 1/2 a patch; 8: by 5/2), beside it a plain MAE of the same width, depth, patch and windows on the
 optical images alone. Errors are squared, per hidden patch of unit variance: 1 is the mean of each patch, known. Beside them, from the generator:
 
   colour       what remains where the mean of every band within the patch is known as well
@@ -27,7 +28,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from experiment_runs import one_thread, pretrain
 
 from data_prep import scenes
@@ -131,6 +131,7 @@ def mae(shards: Path, steps: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, help="keeps scenes and runs, and goes on from there")
+    parser.add_argument("--reference-m", default="8,40")
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--scenes", type=int, default=2400)
     args = parser.parse_args()
@@ -140,20 +141,22 @@ def main() -> None:
     if not (shards / "manifest.json").exists():
         command = [sys.executable, "-m", "frontier", "shards", "write", "--scenes", str(args.scenes), "--seed", "0"]
         subprocess.run([*command, "--sensors", "rgb,s2,s1,naip_5m", "--test-fraction", "0.33", str(shards)], check=True)
-    ours = yaml.safe_load((ROOT / "jobs" / "configs" / "scale_alibi_debug.yaml").read_text())
+    ours = ROOT / "jobs" / "configs" / "scale_alibi_debug.yaml"
     words = [f"data.shards={shards}", f"train.steps={args.steps}", "parallel.strategy=no_shard"]
-    del ours["run"]["dir"]
-    pretrain(ours, work / "ours", *words)
+    for metres in args.reference_m.split(","):
+        pretrain(ours, work / f"ours_{metres}", *words, f"model.reference_m={metres}")
     pretrain(mae(shards, args.steps), work / "mae")
     rows = [("the mean of each patch", dict.fromkeys(SENSORS, 1.0))]
     known = bounds(200)
     for kind in next(iter(known.values())):
         rows.append((f"known: {kind}", {name: known[name][kind] for name in SENSORS}))
     for step in sorted({args.steps // 25, 2 * args.steps // 5, args.steps}):
-        rows.append((f"Scale-ALiBi, {step} steps", errors(work / "ours/run", {n: f"loss_{n}" for n in SENSORS}, step)))
+        for metres in args.reference_m.split(","):
+            found = errors(work / f"ours_{metres}/run", {n: f"loss_{n}" for n in SENSORS}, step)
+            rows.append((f"Scale-ALiBi, reference {metres} m, {step} steps", found))
         rows.append((f"MAE of optical images alone, {step} steps", errors(work / "mae/run", {"lores": "loss"}, step)))
     text = (
-        f"# Hidden patches: what can be known, and what is learned\n\n`python benchmarks/scale_alibi_reconstruction.py --steps {args.steps} --scenes {args.scenes}`, "
+        f"# Hidden patches: what can be known, and what is learned\n\n`python benchmarks/scale_alibi_reconstruction.py --reference-m {args.reference_m} --steps {args.steps} --scenes {args.scenes}`, "
         f"{date.today()}, PyTorch {torch.__version__}, one thread of a CPU. Squared error of hidden patches of unit variance; of models the median over 50 training "
         "steps of 32 samples, 40 % hidden. The learning rate falls to 0 at the last step.\n\n| | radar | lores | hires |\n|---|---|---|---|\n"
     )
