@@ -131,9 +131,11 @@ class Scene:
     def sleep(seconds: float) -> None:
         time.sleep(seconds)
 
-    def half_done(self, newest: int = 21) -> None:
-        """The run folder as a run of these settings leaves it after step `newest`, all its checkpoints kept."""
-        done = self.lab.undisturbed[0]
+    def half_done(self, newest: int = 21, done: Run | None = None) -> None:
+        """The run folder as a run of these settings leaves it after step `newest`, all its checkpoints kept; `done`: such a run to its end,
+        where the settings are not those of the lab.
+        """
+        done = done or self.lab.undisturbed[0]
         shutil.copytree(done.dir, self.run.dir)
         for step in checks.steps_in(self.run.checkpoints):
             if step > newest:
