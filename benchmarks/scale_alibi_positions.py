@@ -14,6 +14,9 @@ Generates scenes (640 m, radar and optical at 10 m, high resolution at 5 m), tra
 
   a wrong GSD     how far features of the trained "ground" models move, and what becomes of retrieval, where all samples are told the nominal
                   GSD, or each that of another
+  NAME@METRES     with that reference length; "nominal" is "ground" told the GSD of whole images whatever the window, in training and after: what
+                  is left of it without the metres
+
   read            R2 of the logarithm of a window's GSD by ridge regression from features of models trained "varied", held-out samples
 
 Writes benchmarks/results/scale_alibi_positions_patch<n>.md: means over seeds with 95 % intervals, and differences to "grid" in pairs of seeds.
@@ -27,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -46,6 +50,7 @@ GALLERY = 256
 def config(
     shards: Path, position: str, crop: tuple[float, float], seed: int, args: argparse.Namespace
 ) -> dict[str, Any]:
+    name, _, metres = position.partition("@")
     return {
         "run": {"seed": seed},
         "model": {
@@ -54,7 +59,8 @@ def config(
             "width": 96,
             "heads": args.heads,
             "patch": args.patch,
-            "position": position,
+            "position": "ground" if name == "nominal" else name,
+            **({"reference_m": float(metres)} if metres else {}),
             "mask_ratio": 0.5,
             "decoder": {"width": 64},
             "sensors": {
@@ -68,6 +74,20 @@ def config(
         "train": {"steps": args.steps, "global_batch": 64, "base_lr": 8e-3, "clip_norm": 1.0},
         "log": {"progress": "lines", "every_steps": 50},
     }
+
+
+@contextmanager
+def told_by(position: str) -> Iterator[None]:
+    """Every window has the GSD of the whole image where the position is "nominal"."""
+    from scale_alibi import reader
+    from scale_alibi.augment import View, see_gsd
+
+    if position.startswith("nominal"):
+        reader.see_gsd = lambda gsd, stored, size, view: see_gsd(gsd, stored, size, View())  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        reader.see_gsd = see_gsd  # type: ignore[attr-defined]
 
 
 class Seen:
@@ -186,15 +206,15 @@ def measure(shards: Path, work: Path, position: str, seed: int, args: argparse.N
     return found
 
 
-def misled(work: Path, seeds: Sequence[int]) -> str:
-    """What trained "ground" models make of a wrong GSD: a row a seed and lie. Features move by |f' - f| as a share of |f - mean f|, over all
+def misled(work: Path, position: str, seeds: Sequence[int]) -> str:
+    """What models trained with "ground" positions make of a wrong GSD: a row a seed and lie. Features move by |f' - f| as a share of |f - mean f|, over all
     held-out samples on windows as in "varied".
     """
     from frontier.train.checkpoint import load_model
 
     lines = ["| seed | told GSD | radar moves by | lores | hires | retrieval |", "|---|---|---|---|---|---|"]
     for seed in seeds:
-        module, settled, _ = load_model(work / f"varied_ground_{seed}" / "run")
+        module, settled, _ = load_model(work / f"varied_{position}_{seed}" / "run")
         test = Seen(settled, "test", seed=2)
         true, z = test.features(module.eval(), VARIED)
         lines.append(f"| {seed} | true | | | | {retrieval(z):.3f} |")
@@ -221,7 +241,8 @@ def read_gsd(work: Path, seeds: dict[str, Sequence[int]]) -> str:
             for split, drawn in (("train", 1), ("test", 2)):
                 seen = Seen(settled, split, seed=drawn)
                 gsd = [placed.gsd for _, placed in seen.placed(VARIED, 1)]
-                features, _ = seen.features(module.eval(), VARIED)
+                told = "nominal" if position.startswith("nominal") else "true"
+                features, _ = seen.features(module.eval(), VARIED, told=told)
                 given.append(
                     {n: (x, torch.cat([g[n].log().mean(1) for g in gsd]).numpy()) for n, x in features.items()}
                 )
@@ -232,8 +253,8 @@ def read_gsd(work: Path, seeds: dict[str, Sequence[int]]) -> str:
     return "\n".join(lines)
 
 
-def table(found: dict[str, dict[int, dict[str, float]]]) -> str:
-    """A row a measure: mean ± half-width over seeds of each position; below it the difference to grid in pairs of seeds."""
+def table(found: dict[str, dict[int, dict[str, float]]], base: str) -> str:
+    """A row a measure: mean ± half-width over seeds of each position; below it the difference to `base` in pairs of seeds."""
     names = list(found)
     heads = [f"{name} ({len(found[name])} seed{'s' * (len(found[name]) > 1)})" for name in names]
     lines = ["| measure | " + " | ".join(heads) + " |", "|---|" + "---|" * len(names)]
@@ -247,11 +268,11 @@ def table(found: dict[str, dict[int, dict[str, float]]]) -> str:
     for measure_name in next(iter(found[names[0]].values())):
         values = {name: {seed: run[measure_name] for seed, run in found[name].items()} for name in names}
         lines.append(f"| {measure_name} | " + " | ".join(told(list(values[name].values())) for name in names) + " |")
-        if "grid" in values:
-            grid = values["grid"]
+        if base in values:
+            grid = values[base]
             less = {name: [own[s] - grid[s] for s in own if s in grid] for name, own in values.items()}
-            cells = ["" if name == "grid" else told(less[name], "+") for name in names]
-            lines.append("| - minus grid | " + " | ".join(cells) + " |")
+            cells = ["" if name == base else told(less[name], "+") for name in names]
+            lines.append(f"| - minus {base} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -262,6 +283,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--scenes", type=int, default=2400)
     parser.add_argument("--positions", default=",".join(POSITIONS), help="NAME:N takes N seeds of that one")
+    parser.add_argument("--base", default="grid", help="differences are to this one")
     parser.add_argument("--kinds", default="varied,small")
     parser.add_argument("--patch", type=int, default=8, help="4: four times the tokens")
     parser.add_argument("--heads", type=int, default=4, help="8: slopes from 1/2 instead of 1/4")
@@ -282,20 +304,29 @@ def main() -> None:
         for seed in seeds:
             known = work / f"{position}_{seed}.json"
             if not known.exists():
-                known.write_text(json.dumps(measure(shards, work, position, seed, args)))
+                with told_by(position):
+                    known.write_text(json.dumps(measure(shards, work, position, seed, args)))
             found.setdefault(position, {})[seed] = json.loads(known.read_text())
     if args.only is not None:
         return
-    words = [f"--{k} {getattr(args, k)}" for k in ("seeds", "steps", "scenes", "positions", "kinds", "patch", "heads")]
+    words = [
+        f"--{k} {getattr(args, k)}"
+        for k in ("seeds", "steps", "scenes", "positions", "base", "kinds", "patch", "heads")
+    ]
     text = (
         f"# Kinds of positions in Scale-ALiBi, patches of {args.patch} pixels\n\n`python benchmarks/scale_alibi_positions.py {' '.join(words)}`, "
         f"{date.today()}, PyTorch {torch.__version__}, one thread of a CPU, {args.steps} steps of 64 samples. Means over seeds ± half-widths of 95 % "
-        f'intervals; "- minus grid": difference in pairs of seeds. Chance: probe 0.125 (8 classes), retrieval {1 / GALLERY:.4f}.\n\n{table(found)}\n'
+        f'intervals; "- minus {args.base}": difference in pairs of seeds. Chance: probe 0.125 (8 classes), retrieval {1 / GALLERY:.4f}.\n\n{table(found, args.base)}\n'
     )
-    if "ground" in found and "varied" in args.kinds.split(","):
-        text += f"\n## Ground models that are told a wrong GSD\n\n{misled(work, list(found['ground']))}\n"
+    if "varied" in args.kinds.split(","):
+        for name in found:
+            if name.startswith("ground"):
+                text += (
+                    f"\n## Models with {name} that are told a wrong GSD\n\n{misled(work, name, list(found[name]))}\n"
+                )
         text += f"\n## GSD of a window, read from features (R2)\n\n{read_gsd(work, {name: list(runs) for name, runs in found.items()})}\n"
-    (RESULTS / f"scale_alibi_positions_patch{args.patch}.md").write_text(text)
+    steep = "_reference" if "@" in args.positions else ""
+    (RESULTS / f"scale_alibi_positions_patch{args.patch}{steep}.md").write_text(text)
     print(text)
 
 
