@@ -191,8 +191,8 @@ class SourceSection(Section):
     """By column; default: every input of the shards."""
     symmetries: bool = False
     """Images and their target maps mirrored and turned at random, all of a sample alike."""
-    place_uncertainty_m: float = Field(0.0, ge=0)
-    """How far coordinates may be off, such as the 10 km of survey clusters: added to half the extent of the sample."""
+    place_uncertainty_m: float = Field(0.0, ge=0, allow_inf_nan=True)
+    """How far coordinates may be off, such as the 10 km of survey clusters: added to half the extent of the sample. `.inf` hides the place."""
     block: int | None = Field(None, gt=0)
     window: int | None = Field(None, gt=0)
     """As data.block and data.window."""

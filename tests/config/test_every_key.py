@@ -140,6 +140,7 @@ PLANS = {
 ORDERS = {"data.block": "2", "data.window": "1"}
 
 
+@pytest.mark.slow  # two short runs a key
 @pytest.mark.parametrize("key", CURVES)
 def test_of_the_curve(key: str, lab: Lab) -> None:
     base = lab.curve()

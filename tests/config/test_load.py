@@ -123,7 +123,8 @@ def test_no_number_may_be_infinite() -> None:
     assert {(TrainConfig, "base_lr"), (DataConfig, "mean"), (AugmentConfig, "crop_scale")} <= set(fields)
     assert len({s.__module__ for s, _ in fields}) >= 6
     for section, field in fields:
-        for bad in (math.inf, -math.inf, math.nan):
+        hides = section.__module__ == "gpna.config" and field == "place_uncertainty_m"  # infinite: the place is unknown
+        for bad in (-math.inf, math.nan) if hides else (math.inf, -math.inf, math.nan):
             for given in (bad, [bad], [bad, bad]):
                 with pytest.raises(ValidationError) as told:
                     section.model_validate({field: given})

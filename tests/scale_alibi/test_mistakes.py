@@ -54,8 +54,11 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("model.sensors.radar.gsd_m=.inf", "positive number of metres a pixel, or column:NAME"),
         ("model.sensors.radar.gsd_m=null", "does not say how many metres a pixel of 's1' spans"),
         ("model.sensors.radar.gsd_m=40", "all sensors must show the same ground"),
-        ("model.sensors.radar.mean=[1,.nan]", "model.sensors.radar.mean holds a value that is no number"),
-        ("model.sensors.radar.std=[.inf,1]", "model.sensors.radar.std holds a value that is no number"),
+        (
+            "model.sensors.radar.mean=[1,.nan]",
+            "model.sensors.radar.mean.1: Input should be a finite number (given nan)",
+        ),
+        ("model.sensors.radar.std=[.inf,1]", "model.sensors.radar.std.0: Input should be a finite number (given inf)"),
         ("model.sensors.radar.std=[0,1]", "not positive"),
         ("model.sensors.joint={column: s1}", "'joint' cannot be a sensor's name"),
         ("model.sensors.contrastive={column: s1}", "'contrastive' cannot be a sensor's name"),
@@ -140,7 +143,6 @@ def test_a_resume_may_change_how_it_learns(config: Path, trained: Path, tmp_path
     copy.symlink_to(trained)
     words = [
         "model.mask_ratio=0.75",
-        "model.norm_scope=joint",
         "model.attention=eager",
         "model.weights.contrastive=0.5",
     ]

@@ -78,6 +78,7 @@ def test_a_node_with_a_full_disk_another_library_and_a_wrong_clock(cluster: Clus
     assert sorted(went_on.stdout.split()) == ["n1", "n2", "n4"]
 
 
+@pytest.mark.slow
 def test_a_node_that_never_arrives(cluster: Cluster, tmp_path: Path) -> None:
     code, found, bad = visit(cluster, tmp_path, "--timeout", "12", before='[ "$1" != n4 ] || exec sleep 90', wait=15)
     assert code == 137  # srun's word for the task that it had to end, which the doctor's 75 does not outvote

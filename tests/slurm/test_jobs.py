@@ -144,6 +144,7 @@ def test_an_array_trains_a_seed_a_task(tmp_path: Path, cluster: Cluster, small: 
     assert len(three) == len(four) == 120 and three != four
 
 
+@pytest.mark.slow
 def test_cancelled_then_the_next_of_a_chain(
     tmp_path: Path, cluster: Cluster, small: dict[str, str], shards: Path
 ) -> None:

@@ -71,6 +71,7 @@ def test_from_scenes_to_a_probe_as_a_chain(tmp_path: Path, cluster: Cluster) -> 
     assert f"rows in {run / 'probe.json'}" in log(tmp_path)
 
 
+@pytest.mark.slow
 def test_several_sources_and_then_their_tasks(tmp_path: Path, cluster: Cluster) -> None:
     """jobs/gpna_pretrain.sh on two nodes, and jobs/gpna_tasks.sh that waits for it and begins with its weights."""
     images, series = image_set(tmp_path / "images"), series_set(tmp_path / "series")
