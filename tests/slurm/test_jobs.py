@@ -371,23 +371,6 @@ def test_no_progress_no_requeue(tmp_path: Path, cluster: Cluster, small: dict[st
         assert "not requeued: no newer checkpoint since this start" in log(out)
 
 
-@pytest.mark.slow  # srun takes its time to give a node up
-def test_a_node_that_starts_no_ranks(tmp_path: Path, cluster: Cluster, small: dict[str, str]) -> None:
-    """Its slurmd is gone, which Slurm has not noticed yet: the job goes on with another node."""
-    lost = cluster.daemons["n2"]
-    lost.kill()
-    lost.wait()
-    try:
-        job = sbatch(cluster, SCRIPT, tmp_path, "-N2", "-xn4", **small | stand_in(tmp_path, "exit 0"))
-        assert cluster.wait(job, seconds=90) == "COMPLETED", log(tmp_path)
-        assert "srun could not start the ranks on n2 (exit 75, step -1); requeued, without n2" in log(tmp_path)
-        shown = cluster.run("scontrol", "show", "job", job).stdout
-        assert "ExcNodeList=n2,n4\n" in shown and " NodeList=n[1,3]\n" in shown, shown
-        assert len(requeues(tmp_path / "run")) == 1
-    finally:
-        cluster.bring_back("n2")
-
-
 def test_one_rank_that_meets_a_mistake_ends_the_job(tmp_path: Path, cluster: Cluster, small: dict[str, str]) -> None:
     """A full disk, say: it leaves with 2, the others with 75 because they lost it. srun's word is the highest."""
     fails = '[ "$SLURM_PROCID" != 0 ] || { echo "frontier pretrain: rank 0: the disk is full" >&2; exit 2; }; sleep 1; exit 75'
@@ -427,3 +410,20 @@ def test_a_lost_node(tmp_path: Path, cluster: Cluster, small: dict[str, str], sh
     finally:
         cluster.bring_back(node)
     assert_same_curve(run, undisturbed(tmp_path, shards, 200), curve)
+
+
+@pytest.mark.slow  # srun takes its time to give a node up
+def test_a_node_that_starts_no_ranks(tmp_path: Path, cluster: Cluster, small: dict[str, str]) -> None:
+    """Its slurmd is gone, which Slurm has not noticed yet: the job goes on with another node."""
+    lost = cluster.daemons["n2"]
+    lost.kill()
+    lost.wait()
+    try:
+        job = sbatch(cluster, SCRIPT, tmp_path, "-N2", "-xn4", **small | stand_in(tmp_path, "exit 0"))
+        assert cluster.wait(job, seconds=90) == "COMPLETED", log(tmp_path)
+        assert "srun could not start the ranks on n2 (exit 75, step -1); requeued, without n2" in log(tmp_path)
+        shown = cluster.run("scontrol", "show", "job", job).stdout
+        assert "ExcNodeList=n2,n4\n" in shown and " NodeList=n[1,3]\n" in shown, shown
+        assert len(requeues(tmp_path / "run")) == 1
+    finally:
+        cluster.bring_back("n2")
