@@ -76,7 +76,7 @@ class BatchingSection(Section):
 
     method: Literal["dbscan", "greedy", "one", "each"] = "dbscan"
     """dbscan: the paper's clusters, split so that the bound holds; greedy: the fewest that keep it; one batch; each sample alone."""
-    max_padding: float = Field(0.1, gt=0, allow_inf_nan=False)
+    max_padding: float = Field(0.1, gt=0)
     """Most padding of a sample in its cluster: a number of tokens, or below 1 a share of the mean token count of the batch."""
     max_tokens: int | None = Field(None, gt=0)
     """Of a cluster, padding included; a longer sample stands alone. Default: no limit."""

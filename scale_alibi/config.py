@@ -64,8 +64,8 @@ class DecoderSection(Section):
 class WeightsSection(Section):
     """Of the terms of the loss (the paper's Eq. 6: 1 and 1). 0: what only this term trains is not built."""
 
-    contrastive: float = Field(1.0, ge=0, allow_inf_nan=False)
-    reconstruction: float = Field(1.0, ge=0, allow_inf_nan=False)
+    contrastive: float = Field(1.0, ge=0)
+    reconstruction: float = Field(1.0, ge=0)
 
 
 class ScaleALiBiSection(Section):
@@ -85,7 +85,7 @@ class ScaleALiBiSection(Section):
     position: Position = "ground"
     """ground: Scale-ALiBi, distance in metres over reference_m; grid: 2D-ALiBi and X-ALiBi, distance in patches whatever they span;
     gaussian: its square in metres (ours); sincos: sinusoidal places added to tokens, no bias; sincos_gsd: the same of places in metres."""
-    reference_m: float | None = Field(None, gt=0, allow_inf_nan=False)
+    reference_m: float | None = Field(None, gt=0)
     """Metres of one unit of distance; default: a patch of the first sensor at its nominal GSD."""
     attention: Attention = "auto"
     """What computes it: see `scale_alibi.attention`."""

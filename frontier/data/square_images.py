@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,5 @@ def check_statistics(where: str, mean: Sequence[float] | None, std: Sequence[flo
     for name, values in {"mean": mean, "std": std}.items():
         if values is not None and len(values) != bands:
             raise UserError(f"{where}.{name} has {len(values)} values for {bands} bands: give one each")
-        if not all(map(math.isfinite, values or [])):
-            raise UserError(f"{where}.{name} holds a value that is no number: give one of every band")
     if any(not value > 0 for value in std or []):
         raise UserError(f"{where}.std holds a value that is not positive: give the deviation of every band")
