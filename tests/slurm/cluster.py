@@ -175,6 +175,10 @@ class Cluster:
             return self.run("sinfo", "--noheader", f"--nodes={node}", "--format=%t").stdout.split()[:1] == ["idle"]
 
         until(idle, 60, lambda: f"{node} does not come back\n{self.words()}")
+        # A job that was requeued off a dead node is still counted as its only user (Slurm 22.05): no exclusive job would get the node
+        # again, idle as it looks. Reading the configuration counts anew.
+        self.run("scontrol", "reconfigure")
+        until(idle, 60, lambda: f"{node} does not come back\n{self.words()}")
 
     def stop(self) -> None:
         """Cancel all jobs, end every daemon and whatever they left; by process id, never by name."""

@@ -427,3 +427,5 @@ def test_a_node_that_starts_no_ranks(tmp_path: Path, cluster: Cluster, small: di
         assert len(requeues(tmp_path / "run")) == 1
     finally:
         cluster.bring_back("n2")
+    job = cluster.run("sbatch", "--parsable", "-N4", "--wrap=srun hostname", f"--output={tmp_path}/four.txt").stdout
+    assert cluster.wait(job.strip(), seconds=30) == "COMPLETED"  # all four nodes are there for those who come next
