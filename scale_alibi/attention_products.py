@@ -76,15 +76,42 @@ def _flat(x: Tensor, *columns: Tensor | float) -> Tensor:
     return x.flatten(0, 1)
 
 
-def _bias(q_at: Tensor, k_at: Tensor, power: int) -> Tensor:
-    """g^power less its least value of each query [s or 1, 1, rows, M]."""
-    bias = (distances if power == 1 else squared_distances)(q_at, k_at)
-    return bias.sub_(bias.amin(-1, keepdim=True))[:, None]
+class _Ground(NamedTuple):
+    """What the bias is made of: see `scale_alibi.attention.attend`."""
+
+    q_at: Tensor
+    k_at: Tensor
+    slopes: Tensor
+    power: int
+
+    def part(self, samples: slice, heads: slice) -> _Ground:
+        """Of these samples and heads; places that serve every sample stay as they are."""
+        q_at, k_at = (at if at.shape[0] == 1 else at[samples] for at in (self.q_at, self.k_at))
+        return _Ground(q_at, k_at, self.slopes[heads], self.power)
+
+    def bias(self, rows: slice) -> Tensor:
+        """g^power of these queries, less its least value of each [s or 1, 1, rows, M]."""
+        bias = (distances if self.power == 1 else squared_distances)(self.q_at[:, rows], self.k_at)
+        return bias.sub_(bias.amin(-1, keepdim=True))[:, None]
 
 
-def _of(at: Tensor, samples: slice) -> Tensor:
-    """The places of these samples: all there are, where one serves every sample."""
-    return at if at.shape[0] == 1 else at[samples]
+class _Room(NamedTuple):
+    """Buffers for the scores of a chunk: in float32, in the precision of the products (empty where that is float32), and for their gradients
+    (empty in the forward pass).
+    """
+
+    scores: Tensor
+    low: Tensor
+    gradients: Tensor
+
+    @classmethod
+    def of(cls, q: Tensor, chunks: _Chunks, backward: bool) -> _Room:
+        sizes = chunks.scores if q.dtype != torch.float32 else 0, chunks.scores if backward else 0
+        return cls(q.new_empty(chunks.scores, dtype=torch.float32), *(q.new_empty(size) for size in sizes))
+
+    def lowered(self, p: Tensor) -> Tensor:
+        """p as the products take it."""
+        return _view(self.low, p.shape).copy_(p) if self.low.numel() else p
 
 
 def _scores(queries: Tensor, keys_t: Tensor, bias: Tensor, slopes: Tensor, buffer: Tensor) -> Tensor:
@@ -115,43 +142,27 @@ def forward_pass(
 ) -> tuple[Tensor, Tensor]:
     """(out [B, H, N, d], logarithm of each query's denominator [B, H, N] in float32); arguments as in `attend`."""
     out, logs = _results(q)
-    chunks = _Chunks.of(q, k)
-    buffer = q.new_empty(chunks.scores, dtype=torch.float32)
-    low_buffer = q.new_empty(chunks.scores if q.dtype != torch.float32 else 0)
-    for samples, heads in chunks.blocks(q):
-        part = samples, heads
-        places = _of(q_at, samples), _of(k_at, samples)
-        _forward(
-            q[part], k[part], v[part], *places, slopes[heads], power, chunks, buffer, low_buffer, out[part], logs[part]
-        )
+    ground, chunks = _Ground(q_at, k_at, slopes, power), _Chunks.of(q, k)
+    room = _Room.of(q, chunks, backward=False)
+    for part in chunks.blocks(q):
+        _forward_block(ground.part(*part), chunks, room, *(x[part] for x in (q, k, v, out, logs)))
     return out, logs
 
 
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_at: Tensor,
-    k_at: Tensor,
-    slopes: Tensor,
-    power: int,
-    chunks: _Chunks,
-    buffer: Tensor,
-    low_buffer: Tensor,
-    out: Tensor,
-    logs: Tensor,
+def _forward_block(
+    ground: _Ground, chunks: _Chunks, room: _Room, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logs: Tensor
 ) -> None:
     """One block, into `out` and `logs`."""
     queries, keys_t = _flat(q.float() * q.shape[-1] ** -0.5), _flat(k.float()).transpose(1, 2)
     values = _flat(v)
     greatest = _greatest(queries, keys_t)
     for rows in _cut(q.shape[2], chunks.rows):
-        bias = _bias(q_at[:, rows], k_at, power)
+        bias = ground.bias(rows)
         furthest = float(bias.amax())
         for heads in _cut(q.shape[1], chunks.heads):
             own = _own(q, heads)
-            p = _scores(queries[own, rows], keys_t[own], bias, slopes[heads], buffer)
-            least = -greatest - furthest * float(slopes[heads].amax())
+            p = _scores(queries[own, rows], keys_t[own], bias, ground.slopes[heads], room.scores)
+            least = -greatest - furthest * float(ground.slopes[heads].amax())
             if greatest < SAFE_SCORE:
                 total = _exp(p, least).sum(-1, keepdim=True)
                 log = total.log()
@@ -159,7 +170,7 @@ def _forward(
                 top = p.amax(-1, keepdim=True)
                 total = _exp(p.sub_(top), least - greatest).sum(-1, keepdim=True)
                 log = total.log().add_(top)
-            p = _view(low_buffer, p.shape).copy_(p) if low_buffer.numel() else p
+            p = room.lowered(p)
             place = slice(None), heads, rows
             out[place] = torch.bmm(p, values[own]).div_(total).view(out[place].shape)
             logs[place] = log.view(logs[place].shape)
@@ -179,19 +190,18 @@ def backward_pass(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     results = _like(q), _like(k), _like(v)
-    chunks = _Chunks.of(q, k)
-    buffer, second = q.new_empty(chunks.scores, dtype=torch.float32), q.new_empty(chunks.scores)
-    low_buffer = q.new_empty(chunks.scores if q.dtype != torch.float32 else 0)
-    for samples, heads in chunks.blocks(q):
-        part = samples, heads
-        given = grad[part], q[part], k[part], v[part], out[part], logs[part]
-        dq, dk, dv = (x[part] for x in results)
-        places = _of(q_at, samples), _of(k_at, samples)
-        _backward_block(*given, dq, dk, dv, *places, slopes[heads], power, chunks, buffer, second, low_buffer)
+    ground, chunks = _Ground(q_at, k_at, slopes, power), _Chunks.of(q, k)
+    room = _Room.of(q, chunks, backward=True)
+    for part in chunks.blocks(q):
+        given = (x[part] for x in (grad, q, k, v, out, logs, *results))
+        _backward_block(ground.part(*part), chunks, room, *given)
     return results
 
 
 def _backward_block(
+    ground: _Ground,
+    chunks: _Chunks,
+    room: _Room,
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -201,14 +211,6 @@ def _backward_block(
     dq: Tensor,
     dk: Tensor,
     dv: Tensor,
-    q_at: Tensor,
-    k_at: Tensor,
-    slopes: Tensor,
-    power: int,
-    chunks: _Chunks,
-    buffer: Tensor,
-    second: Tensor,
-    low_buffer: Tensor,
 ) -> None:
     """One block, into dq, dk and dv."""
     scale, low = q.shape[-1] ** -0.5, q.dtype != torch.float32
@@ -223,14 +225,13 @@ def _backward_block(
     queries, keys = _flat(q), _flat(k)
     dk_sum, dv_sum = (torch.zeros(keys.shape, dtype=torch.float32, device=k.device) for _ in range(2))
     for rows in _cut(q.shape[2], chunks.rows):
-        bias = _bias(q_at[:, rows], k_at, power)
+        bias = ground.bias(rows)
         furthest = float(bias.amax())
         for heads in _cut(q.shape[1], chunks.heads):
             own = _own(q, heads)
-            p = _scores(queries_less[own, rows], keys_t[own], bias, slopes[heads], buffer)
-            p = _exp(p, -greatest - furthest * float(slopes[heads].amax()))
-            p = _view(low_buffer, p.shape).copy_(p) if low else p
-            ds = torch.bmm(grads[own, rows], values_t[own], out=_view(second, p.shape)).mul_(p)
+            p = _scores(queries_less[own, rows], keys_t[own], bias, ground.slopes[heads], room.scores)
+            p = room.lowered(_exp(p, -greatest - furthest * float(ground.slopes[heads].amax())))
+            ds = torch.bmm(grads[own, rows], values_t[own], out=_view(room.gradients, p.shape)).mul_(p)
             place = slice(None), heads, rows
             dq[place] = torch.bmm(ds, keys[own]).mul_(scale).view(dq[place].shape)
             for total, weights, x in ((dv_sum, p, grads[..., : v.shape[-1]]), (dk_sum, ds, queries)):

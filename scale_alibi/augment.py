@@ -43,19 +43,23 @@ def draw_view(members: Tensor, config: AugmentConfig, seed: int) -> View:
     )
 
 
-def see_images(images: Tensor, there: Tensor | None, view: View, size: int) -> Tensor:
-    """Normalised images [B, C, S, S] as the encoder sees them: [B, C, size, size], 0 where missing.
+def see_images(images: Tensor, there: Tensor | None, view: View, size: int) -> tuple[Tensor, Tensor | None]:
+    """Normalised images [B, C, S, S] as the encoder sees them: [B, C, size, size], 0 where missing; and which pixels are there.
 
-    there: bool that broadcasts to `images`; None: nothing is missing.
+    there: bool that broadcasts to `images`, and so is what comes back; None: nothing is missing.
     """
+    if there is not None:
+        there = there.expand(-1, -1, *images.shape[-2:])
     if view.windows is not None or images.shape[-1] != size:
         seen = _resampled(images, view.windows, size)
         if there is not None:
-            known = there.expand(-1, -1, *images.shape[-2:]).to(images.dtype)
-            weight = _resampled(known, view.windows, size)
-            seen = torch.where(weight >= 0.5, seen / weight.clamp(min=0.5), 0.0)
+            weight = _resampled(there.to(images.dtype), view.windows, size)
+            there = weight >= 0.5
+            seen = torch.where(there, seen / weight.clamp(min=0.5), 0.0)
         images = seen
-    return images if view.symmetries is None else apply_symmetry(images, view.symmetries)
+    if view.symmetries is None:
+        return images, there
+    return apply_symmetry(images, view.symmetries), None if there is None else apply_symmetry(there, view.symmetries)
 
 
 def _resampled(images: Tensor, windows: Tensor | None, size: int) -> Tensor:

@@ -15,6 +15,7 @@ from frontier.models.layers import Block, gather_rows
 from frontier.models.linear import Linear
 from frontier.models.mae import normalise_patches
 from frontier.models.posembed import sincos_2d
+from frontier.models.vit import patchify
 from scale_alibi.layers import EPS
 from scale_alibi.sizes import ScaleALiBiConfig
 
@@ -33,15 +34,44 @@ def from_cells(cells: Tensor, ratio: int) -> Tensor:
     return x.permute(0, 1, 3, 2, 4, 5).flatten(1, 4)
 
 
-def targets(config: ScaleALiBiConfig, patches: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def targets(
+    config: ScaleALiBiConfig, patches: Mapping[str, Tensor], known: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Patches [B, L, P] by sensor -> normalised to mean 0 and deviation 1, float32: each patch ("modality"), or all sensors' values of a cell of
     the first one together ("joint", as CROMA).
+
+    known: bool like the patches of the sensors that it names, of the values that count; the others become 0.
     """
+    known = known or {}
     if config.norm_scope == "modality":
-        return {name: normalise_patches(values.float()) for name, values in patches.items()}
+        return {name: normalise_patches(values.float(), known.get(name)) for name, values in patches.items()}
     cells = [to_cells(values.float(), config.ratio(name)) for name, values in patches.items()]
-    cut = normalise_patches(torch.cat(cells, dim=-1)).split([c.shape[-1] for c in cells], dim=-1)
+    whole = normalise_patches(torch.cat(cells, dim=-1), known_cells(config, patches, known))
+    cut = whole.split([c.shape[-1] for c in cells], dim=-1)
     return {name: from_cells(values, config.ratio(name)) for name, values in zip(patches, cut, strict=True)}
+
+
+def known_cells(config: ScaleALiBiConfig, patches: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> Tensor | None:
+    """`known` of all sensors by cells of the first one [B, g**2, values of all sensors]; None where all counts."""
+    if not known:
+        return None
+    every = {n: known[n] if n in known else torch.ones_like(p, dtype=torch.bool) for n, p in patches.items()}
+    return torch.cat([to_cells(there, config.ratio(name)) for name, there in every.items()], dim=-1)
+
+
+def known_patches(
+    config: ScaleALiBiConfig, images: Mapping[str, Tensor], known: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """`known` of pixels [B, 1 or C, S, S] -> of patches [B, L, P], for the sensors that it names."""
+    return {name: patchify(there.expand_as(images[name]), config.patch) for name, there in (known or {}).items()}
+
+
+def hidden_error(prediction: Tensor, target: Tensor, known: Tensor | None) -> Tensor:
+    """[B]: each sample's mean squared error over the values [B, N, P] that are `known` (None: all); 0 where none is."""
+    errors = (prediction.float() - target).square()
+    if known is None:
+        return errors.mean((1, 2))
+    return torch.where(known, errors, 0.0).sum((1, 2)) / known.sum((1, 2)).clamp(min=1)
 
 
 class Decoder(nn.Module):

@@ -18,7 +18,7 @@ from frontier.config.schema import AugmentConfig
 from frontier.metrics.bootstrap import RESAMPLES, Values, with_intervals
 from frontier.models.vit import patchify
 from scale_alibi.contrast import scale_of
-from scale_alibi.decoder import targets
+from scale_alibi.decoder import known_patches, targets
 from scale_alibi.held_out import HeldOut
 from scale_alibi.model import ScaleALiBi
 from scale_alibi.reconstruct import predict, squared_errors
@@ -59,16 +59,17 @@ def look(
     for placed in held_out.placed(reader, batch):
         given = reader.inputs(model, placed, 0, 1)
         images, gsd = given["images"], given["gsd"]
-        masked = model.encode_masked(**given)
+        masked = model.encode_masked(images, gsd, given["noise"])
         if model.projections is not None:
             everything = {name: model.encode(name, images[name], gsd[name]) for name in config.sensors}
             for kept, streams in ((seen.whole, everything), (seen.masked, masked.streams)):
                 kept.append(model.projections({n: model.summarise(n, t.x) for n, t in streams.items()})[0])
         if model.decoder is not None:
-            wanted = targets(config, {name: patchify(images[name], config.patch) for name in config.sensors})
+            known = known_patches(config, images, given.get("known"))
+            wanted = targets(config, {name: patchify(images[name], config.patch) for name in config.sensors}, known)
             for name, guess in predict(model, masked).items():
-                both = torch.stack(squared_errors(config, masked.order[name], name, guess, wanted[name]), 1)
-                seen.errors.setdefault(name, []).append(both)
+                both = squared_errors(config, masked.order[name], name, guess, wanted[name], known.get(name))
+                seen.errors.setdefault(name, []).append(torch.stack(both, 1))
     return seen
 
 

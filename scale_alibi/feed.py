@@ -69,7 +69,7 @@ def open_feed(config: Config, check: bool, samples: int | None) -> ScaleALiBiFee
         )
     shards = open_images(data, check)
     sensors = {name: resolve_sensor(name, section, shards, model.patch) for name, section in model.sensors.items()}
-    check_together(sensors, model.patch)
+    check_together(sensors, model.patch, shards)
     columns = columns_of(sensors, shards)
     sampler = Sampler.plan(
         samples or len(shards),

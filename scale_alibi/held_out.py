@@ -71,7 +71,7 @@ def open_held_out(
         if shards is not None and section.column in found.image_columns:
             section = _with_gsd_of(name, section, found)
         sensors[name] = resolve_sensor(name, section, found, model.patch)
-    check_together(sensors, model.patch)
+    check_together(sensors, model.patch, found)
     return HeldOut(found, model, sensors, columns_of(sensors, found))
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frontier.errors import UserError
@@ -15,7 +14,7 @@ from frontier.models.peers import Alone, Peers
 from frontier.models.vit import patchify
 from scale_alibi.attention import check_backend
 from scale_alibi.contrast import Comparison, compare, scale_of, with_gradient
-from scale_alibi.decoder import Decoder, targets
+from scale_alibi.decoder import Decoder, hidden_error, known_patches, targets
 from scale_alibi.encoders import CrossEncoder, Encoder, Masked, Projections, Summary, Tokens
 from scale_alibi.sizes import POWER, ScaleALiBiConfig
 
@@ -119,6 +118,7 @@ class ScaleALiBi(nn.Module):
         images: Mapping[str, Tensor],
         gsd: Mapping[str, Tensor],
         noise: Mapping[str, Tensor],
+        known: Mapping[str, Tensor] | None = None,
         embed_only: bool = False,
         compared: Comparison | None = None,
     ) -> dict[str, Tensor]:
@@ -126,13 +126,14 @@ class ScaleALiBi(nn.Module):
 
         Args:
             images: [B, C, S, S] by sensor, normalised; gsd: [B, 2] (y, x) metres a pixel; noise: [B, L], lower is kept.
+            known: bool [B, 1 or C, S, S] by sensor, of the pixels that are no missing values; a sensor that is not named misses none.
             embed_only: the unit vectors alone, {"z", "log_scale"}, or nothing where nothing is compared: see `frontier.models.peers.ComparesSamples`.
             compared: what `compare` gave for these samples; None: they are compared with those of `peers` here.
 
         Returns:
             "loss" = contrastive weight x "loss_contrastive" + reconstruction weight x "loss_reconstruction", the latter the sum of
-            "loss_<sensor>", each the mean over masked patches of the squared error; "matched": share of samples whose partner in another
-            sensor is the nearest of the batch; "temperature".
+            "loss_<sensor>", each the mean over samples of a sample's squared error over the known values of masked patches (0 where it has
+            none); "matched": share of samples whose partner in another sensor is the nearest of the batch; "temperature".
         """
         config = self.config
         if embed_only and self.projections is None:
@@ -156,12 +157,14 @@ class ScaleALiBi(nn.Module):
         if self.decoder is not None:
             first = next(iter(config.sensors))
             predictions = self.decoder(self.join(streams), order[first])
-            wanted = targets(config, {name: patchify(images[name], config.patch) for name in config.sensors})
+            there = known_patches(config, images, known)
+            wanted = targets(config, {name: patchify(images[name], config.patch) for name in config.sensors}, there)
             losses = {}
             for name in config.sensors:
                 hidden = order[name][:, config.kept(name) :]
-                prediction = gather_rows(predictions[name], hidden).float()
-                losses[name] = F.mse_loss(prediction, gather_rows(wanted[name], hidden))
+                counted = gather_rows(there[name], hidden) if name in there else None
+                guess = gather_rows(predictions[name], hidden)
+                losses[name] = hidden_error(guess, gather_rows(wanted[name], hidden), counted).mean()
             loss = torch.stack(list(losses.values())).sum()
             total = total + config.reconstruction * loss
             terms |= {"loss_reconstruction": loss, **{f"loss_{name}": value for name, value in losses.items()}}

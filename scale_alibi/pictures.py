@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from frontier.data.manifest import split_to_show
 from frontier.errors import UserError
 from frontier.models.panels import PanelRow, Panels
-from scale_alibi.augment import View, see_images
 from scale_alibi.held_out import HeldOut, open_held_out
 from scale_alibi.model import ScaleALiBi
 from scale_alibi.reconstruct import reconstruct
@@ -46,7 +45,7 @@ def pictures(module: nn.Module, config: Mapping[str, Any], shards: str | None = 
     titles = [f"{held_out.shards.split} sample {n:,}" for n in batch.members[:, 1].tolist()]
     found = []
     for name, images in given["images"].items():
-        there = _there(held_out, name, batch.columns, images)
+        there = given["known"].get(name, torch.ones(1, dtype=torch.bool))
         gone = _pixels(hidden[name], model.config.patch, images)
         shapes = (
             torch.where(there, images, torch.nan),
@@ -59,14 +58,6 @@ def pictures(module: nn.Module, config: Mapping[str, Any], shards: str | None = 
         caption = f"{len(titles)} of {total:,} samples of the {held_out.shards.split} split, evenly spread. {_caption(model.config, name)}"
         found.append(Panels(f"Hidden patches of {name}", COLUMNS, rows, caption, _bands(held_out, name)))
     return found
-
-
-def _there(held_out: HeldOut, name: str, columns: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """Bool like `images`: what is no missing value, also where images are resized."""
-    values, there = held_out.reader("cpu", SEED).normalisers[name].with_there(columns)
-    if there is None:
-        return torch.ones_like(images, dtype=torch.bool)
-    return see_images(there.expand_as(values).float(), there, View(), images.shape[-1]) > 0
 
 
 def _pixels(hidden: Tensor, patch: int, images: Tensor) -> Tensor:

@@ -27,11 +27,13 @@ class Placed:
     Attributes:
         images: by sensor [B, C, S, S] float32, normalised and augmented, 0 where missing.
         gsd: by sensor [B, 2] float32, metres a pixel along (y, x) of those images.
+        known: by sensor [B, 1 or C, S, S] bool, which of those pixels are there; of sensors that can miss some.
         members: [B, 2] int64 (epoch, sample).
     """
 
     images: dict[str, Tensor]
     gsd: dict[str, Tensor]
+    known: dict[str, Tensor]
     members: Tensor
 
 
@@ -58,12 +60,16 @@ class ScaleALiBiReader:
         batch = batches[""]
         members = batch.members.to(self.device, non_blocking=True)
         view = draw_view(members, self.augment, self.seed)
-        images, gsd = {}, {}
+        images, gsd, known = {}, {}, {}
         for name in self.sensors:
-            images[name], gsd[name] = self._see(name, batch.columns, view, len(members))
-        return Placed(images, gsd, members)
+            images[name], there, gsd[name] = self._see(name, batch.columns, view, len(members))
+            if there is not None:
+                known[name] = there
+        return Placed(images, gsd, known, members)
 
-    def _see(self, name: str, columns: Mapping[str, Tensor], view: View, count: int) -> tuple[Tensor, Tensor]:
+    def _see(
+        self, name: str, columns: Mapping[str, Tensor], view: View, count: int
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         sensor = self.sensors[name]
         assert sensor.size is not None and sensor.stored_size is not None
         values, there = self.normalisers[name].with_there(columns)
@@ -71,10 +77,10 @@ class ScaleALiBiReader:
             stored = torch.full((count,), sensor.gsd_m, device=self.device)
         else:
             stored = columns[str(sensor.gsd_column)].to(self.device, non_blocking=True).float()
-        return see_images(values, there, view, sensor.size), see_gsd(stored, sensor.stored_size, sensor.size, view)
+        return *see_images(values, there, view, sensor.size), see_gsd(stored, sensor.stored_size, sensor.size, view)
 
     def inputs(self, module: nn.Module, placed: Placed, turn: int, turns: int) -> dict[str, Any]:
-        """images, gsd and noise, each by sensor; noise [B, L] of L patches."""
+        """images, gsd, noise and known, each by sensor; noise [B, L] of L patches. See `scale_alibi.model.ScaleALiBi.forward`."""
         each = len(placed.members) // turns
         part = slice(turn * each, (turn + 1) * each)
         members = placed.members[part]
@@ -82,6 +88,7 @@ class ScaleALiBiReader:
         return {
             "images": {name: images[part] for name, images in placed.images.items()},
             "gsd": {name: gsd[part] for name, gsd in placed.gsd.items()},
+            "known": {name: there[part] for name, there in placed.known.items()},
             "noise": {n: mask_noise(members, count, stream_seed(self.seed, n)) for n, count in tokens.items()},
         }
 

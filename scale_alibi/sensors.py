@@ -181,9 +181,34 @@ def check_ground(sensors: Mapping[str, SensorSection], mend: str) -> None:
             )
 
 
-def check_together(sensors: Mapping[str, SensorSection], patch: int) -> None:
+def check_rows(sensors: Mapping[str, SensorSection], shards: ShardSet | SyntheticSet) -> None:
+    """Resolved sensors show the same ground in every sample, where the GSD of one differs from sample to sample. Raises UserError."""
+    (first, base), *others = sensors.items()
+    for name, sensor in others:
+        if not isinstance(base.gsd_m, str) and not isinstance(sensor.gsd_m, str):
+            continue  # the nominal sides say it all
+        side, own = np.broadcast_arrays(_sides(base, shards), _sides(sensor, shards))
+        wrong = np.flatnonzero(np.abs(own / side - 1) > SAME_GROUND)
+        if len(wrong):
+            row = int(wrong[0])
+            raise UserError(
+                f"model.sensors: of sample {row} of {shards.path}, {first} and {name} show {side[row]:g} and {own[row]:g} m a side ({len(wrong)} such samples): all "
+                f"sensors must show the same ground: mend model.sensors.{name}.gsd_m, or write the shards again without these samples"
+            )
+
+
+def _sides(sensor: SensorSection, shards: ShardSet | SyntheticSet) -> Any:
+    """Metres on the ground that an image spans: of all samples, or [N] of each of the split."""
+    assert sensor.stored_size is not None
+    column = sensor.gsd_column
+    gsd = sensor.gsd_m if column is None else cast("ShardSet", shards).column(column).astype(np.float64)
+    return np.asarray(gsd) * sensor.stored_size
+
+
+def check_together(sensors: Mapping[str, SensorSection], patch: int, shards: ShardSet | SyntheticSet) -> None:
     """Resolved sensors show the same ground, on grids that nest. Raises UserError."""
     check_ground(sensors, "mend model.sensors.NAME.gsd_m, or choose other columns")
+    check_rows(sensors, shards)
     (first, base), *others = sensors.items()
     grid = base.grid(patch)
     for name, sensor in others:

@@ -154,19 +154,32 @@ class MAE(nn.Module):
         return F.mse_loss(prediction.float(), target)
 
 
-def normalise_patches(patches: Tensor) -> Tensor:
+def normalise_patches(patches: Tensor, known: Tensor | None = None) -> Tensor:
     """(patches - mean) / sqrt(var + 1e-6) over the last dimension, with the unbiased variance var.
 
     One layer norm does it: with n values the biased variance is (n - 1) / n of the unbiased one, so its epsilon
     and its result take the factor that is left.
+
+    known: bool like `patches`, of the values that count; the others become 0.
     """
+    if known is not None:
+        mean, deviation = patch_statistics(patches, known)
+        return torch.where(known, (patches - mean) / deviation, 0.0)
     n = patches.shape[-1]
     share = (n - 1) / n
     return F.layer_norm(patches, (n,), eps=1e-6 * share).mul_(share**0.5)
 
 
-def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation sqrt(var + 1e-6), unbiased variance, of each patch: [..., n] -> two of [..., 1]."""
+def patch_statistics(patches: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and deviation sqrt(var + 1e-6), unbiased variance, of each patch: [..., n] -> two of [..., 1].
+
+    known: bool like `patches`, of the values that count; where none does, the mean is 0.
+    """
+    if known is not None:
+        count = known.sum(dim=-1, keepdim=True)
+        mean = torch.where(known, patches, 0.0).sum(dim=-1, keepdim=True) / count.clamp(min=1)
+        squares = torch.where(known, patches - mean, 0.0).square().sum(dim=-1, keepdim=True)
+        return mean, (squares / (count - 1).clamp(min=1) + 1e-6).sqrt()
     mean = patches.mean(dim=-1, keepdim=True)
     # Two passes: as exact as torch.var, and many times faster on a CPU.
     variance = (patches - mean).square().sum(dim=-1, keepdim=True) / (patches.shape[-1] - 1)

@@ -46,6 +46,7 @@ def write_rows(path: Path, sides: dict[str, int] | None = None, gsd: float = 10.
         columns={
             "place_m": place_m,
             "fine_m": place_m / 2,
+            "other_m": np.where(place_m <= np.sort(place_m)[2], place_m * 0.52, place_m / 2).astype(np.float32),
             "broken_m": np.where(np.arange(SAMPLES) == 5, np.nan, place_m).astype(np.float32),
             "name": np.full(SAMPLES, b"x", "S1"),
         },

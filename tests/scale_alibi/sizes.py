@@ -52,5 +52,20 @@ def inputs(batch: int, config: ScaleALiBiConfig = SMALL, scale: Tensor | None = 
     }
 
 
+def holes(given: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """bool by sensor: of radar some pixels are missing in all bands, of hires some values, of the first sample all of its hires
+    and the first of its radar patches; of lores nothing is.
+    """
+    draw = torch.Generator().manual_seed(1)
+    radar, hires = given["images"]["radar"], given["images"]["hires"]
+    known = {
+        "radar": torch.rand(len(radar), 1, *radar.shape[2:], generator=draw) < 0.7,
+        "hires": torch.rand(hires.shape, generator=draw) < 0.7,
+    }
+    known["radar"][0, :, :8, :8] = False
+    known["hires"][0] = False
+    return known
+
+
 def part(given: dict[str, dict[str, Tensor]], rows: slice) -> dict[str, dict[str, Tensor]]:
     return {key: {name: value[rows] for name, value in one.items()} for key, one in given.items()}

@@ -32,7 +32,7 @@ def seen(view: View, count: int) -> dict[str, tuple[Tensor, Tensor]]:
     """By sensor, places that its pixels show [B, size**2, 2], and those that its GSD says [B, size**2, 2], from the window's corner."""
     found = {}
     for name, (stored, size) in SENSORS.items():
-        shown = see_images(ramps(stored, count), None, view, size).flatten(2).transpose(1, 2)
+        shown = see_images(ramps(stored, count), None, view, size)[0].flatten(2).transpose(1, 2)
         gsd = see_gsd(torch.full((count,), SIDE_M / stored), stored, size, view)
         found[name] = shown, patch_centres(size, 1, gsd, 1.0)
     return found
@@ -86,7 +86,7 @@ def test_gsd_follows_windows_and_symmetries() -> None:
     view = View(torch.tensor([[0.5, 0.0, 0.5, 1.0]] * 2), torch.tensor([0, 4]))
     assert see_gsd(torch.tensor([10.0, 10.0]), 64, 128, view).tolist() == [[2.5, 5.0], [5.0, 2.5]]
     image = torch.arange(16.0).view(1, 1, 4, 4).expand(2, -1, -1, -1)
-    out = see_images(image, None, view, 4)
+    out, _ = see_images(image, None, view, 4)
     torch.testing.assert_close(out[1], out[0].transpose(-1, -2))
     torch.testing.assert_close(out[0, 0, :, 1], torch.tensor([1.0 + 4 * y for y in (1.75, 2.25, 2.75, 3.0)]))
     assert see_gsd(torch.tensor([4.0]), 64, 64, View()).tolist() == [[4.0, 4.0]]
@@ -114,15 +114,18 @@ def test_what_is_missing_is_not_mixed_in(stored: int, size: int) -> None:
     there[1] = False
     values = torch.where(there, 3.0, 0.0).expand(-1, 2, -1, -1)
     for view in (views(count), View(None, None)):
-        out = see_images(values, there, view, size)
+        out, known = see_images(values, there, view, size)
+        assert known is not None and known.shape == (count, 1, size, size)
         is_there = (out - 3).abs() < 1e-4
+        assert torch.equal(is_there, known.expand_as(out))
         assert (is_there | (out == 0)).all() and not is_there[1].any()
         assert torch.equal(is_there[:, 0], is_there[:, 1])
         if view.windows is None:
             expected = there.float().mean((1, 2, 3))
             assert ((is_there.float().mean((1, 2, 3)) - expected).abs() <= 4 / size).all()
     # Nothing is resampled: nothing is looked at.
-    assert see_images(values, there, View(), stored) is values
+    same, known = see_images(values, there, View(), stored)
+    assert same is values and known is not None and torch.equal(known, there)
 
 
 def test_a_hole_stays_where_it_is() -> None:
@@ -130,7 +133,7 @@ def test_a_hole_stays_where_it_is() -> None:
     there = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
     there[:, :, 20:] = True
     for size in (16, 32, 48, 64, 128):
-        rows = see_images(there.float(), there, View(torch.tensor([[0.0, 0.0, 1.0, 1.0]])), size)[0, 0, :, 0]
+        rows = see_images(there.float(), there, View(torch.tensor([[0.0, 0.0, 1.0, 1.0]])), size)[0][0, 0, :, 0]
         begins = int((rows > 0.5).nonzero()[0])
         assert abs((begins + 0.0) * 64 / size - 20) <= 64 / size / 2 + 0.5, size
 
@@ -138,5 +141,11 @@ def test_a_hole_stays_where_it_is() -> None:
 def test_symmetries_are_applied_after_the_window() -> None:
     view = views(8)
     image = torch.rand(8, 3, 32, 32)
-    plain = see_images(image, None, View(view.windows, None), 32)
-    assert torch.equal(see_images(image, None, view, 32), apply_symmetry(plain, view.symmetries))
+    plain, _ = see_images(image, None, View(view.windows, None), 32)
+    turned, nothing = see_images(image, None, view, 32)
+    assert torch.equal(turned, apply_symmetry(plain, view.symmetries)) and nothing is None
+    there = torch.rand(8, 1, 32, 32) < 0.9
+    _, known = see_images(image, there, view, 32)
+    _, upright = see_images(image, there, View(view.windows, None), 32)
+    assert known is not None and upright is not None
+    assert torch.equal(known, apply_symmetry(upright, view.symmetries)) and not known.all()

@@ -15,10 +15,10 @@ from frontier.models.layers import gather_rows
 from frontier.models.vit import patchify
 from scale_alibi.attention import check_backend
 from scale_alibi.config import Position
-from scale_alibi.decoder import from_cells, targets, to_cells
+from scale_alibi.decoder import from_cells, known_patches, targets, to_cells
 from scale_alibi.geometry import slopes
 from scale_alibi.layers import Block, CrossBlock, kept_slopes
-from tests.scale_alibi.sizes import SMALL, inputs, small
+from tests.scale_alibi.sizes import SMALL, holes, inputs, small
 
 
 def table_attention(q: Tensor, k: Tensor, v: Tensor, q_at: Tensor, k_at: Tensor, heads: int) -> Tensor:
@@ -159,6 +159,48 @@ def test_only_hidden_patches_enter_the_reconstruction() -> None:
     hidden = torch.ones(2, 64, dtype=torch.bool).scatter(1, kept, False)
     expected = (predictions["hires"] - wanted)[hidden].square().mean()
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("scope", ["modality", "joint"])
+def test_missing_values_are_no_targets(scope: str) -> None:
+    """With what encoders see held, the values of missing pixels change neither losses nor gradients; a sensor that is missing whole adds nothing."""
+    model, given = small(norm_scope=scope, contrastive=0.0), inputs(3)
+    known = holes(given)
+    seen = {name: images.clone() for name, images in given["images"].items()}
+    whole = model.encode_masked
+    model.encode_masked = lambda images, gsd, noise: whole(seen, gsd, noise)  # type: ignore[method-assign]
+    found = []
+    for filling in (0.0, 7.0):
+        for name, there in known.items():
+            given["images"][name] = torch.where(there, given["images"][name], filling)
+        model.zero_grad()
+        terms = model(**given, known=known)
+        terms["loss"].backward()
+        found.append((terms, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    (terms, gradients), (others, other_gradients) = found
+    torch.testing.assert_close(terms, others)
+    torch.testing.assert_close(gradients, other_gradients)
+    assert terms["loss"] != model(**given)["loss"]
+    everything = {name: torch.ones_like(images, dtype=torch.bool) for name, images in given["images"].items()}
+    torch.testing.assert_close(model(**given, known=everything), model(**given))
+
+
+@pytest.mark.parametrize("scope", ["modality", "joint"])
+def test_targets_of_what_is_there(scope: str) -> None:
+    """Normalised by the mean and deviation of the values that are there, in their patch or cell."""
+    config, given = replace(SMALL, norm_scope=scope), inputs(2)
+    patches = {name: patchify(image * 3 + 5, 8) for name, image in given["images"].items()}
+    known = known_patches(config, given["images"], holes(given))
+    found = targets(config, patches, known)
+    cell, high = 1 * 4 + 2, [2 * 8 + 4, 2 * 8 + 5, 3 * 8 + 4, 3 * 8 + 5]
+    there, values = known["radar"][1, cell], patches["radar"][1, cell]
+    together = values[there]
+    if scope == "joint":
+        fine = patches["hires"][1, high][known["hires"][1, high]]
+        together = torch.cat([together, patches["lores"][1, cell], fine])
+    expected = (values[there] - together.mean()) / (together.var() + 1e-6).sqrt()
+    torch.testing.assert_close(found["radar"][1, cell][there], expected, atol=1e-5, rtol=1e-5)
+    assert not found["radar"][1, cell][~there].any() and not found["hires"][0].any()
 
 
 def test_larger_images_and_other_grids() -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
 from frontier.models.vit import patchify
-from scale_alibi.decoder import targets
+from scale_alibi.decoder import known_patches, targets
 from scale_alibi.reconstruct import predict, reconstruct, restore, squared_errors
-from tests.scale_alibi.sizes import inputs, small
+from tests.scale_alibi.sizes import holes, inputs, small
 
 
 @pytest.mark.parametrize("scope", ["modality", "joint"])
@@ -65,22 +63,51 @@ def test_restoring_is_the_inverse_of_the_targets(scope: str) -> None:
         torch.testing.assert_close(back[name], values, atol=1e-5, rtol=1e-5)
 
 
-def test_errors_are_those_of_the_loss_and_of_a_plain_mean() -> None:
+@pytest.mark.parametrize("scope", ["modality", "joint"])
+def test_restoring_where_values_are_missing(scope: str) -> None:
+    """Those that are there come back, whatever the missing ones hold."""
+    given = inputs(3)
+    config, known = small(norm_scope=scope).config, known_patches(small().config, given["images"], holes(given))
+    patches = {name: 5 * patchify(images, 8) - 2 for name, images in given["images"].items()}
+    for name, there in known.items():
+        patches[name] = torch.where(there, patches[name], 1e3)
+    back = restore(config, patches, targets(config, patches, known), known)
+    for name, values in patches.items():
+        there = known.get(name, torch.ones_like(values, dtype=torch.bool))
+        torch.testing.assert_close(back[name][there], values[there], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_errors_are_those_of_the_loss_and_of_a_plain_mean(missing: bool) -> None:
     model, given = small(), inputs(3)
+    known = holes(given) if missing else {}
     with torch.no_grad():
-        terms = model(**given)
+        terms = model(**given, known=known)
         masked = model.encode_masked(**given)
         guess = predict(model, masked)
-    wanted = targets(model.config, {name: patchify(images, 8) for name, images in given["images"].items()})
+    there = known_patches(model.config, given["images"], known)
+    wanted = targets(model.config, {name: patchify(images, 8) for name, images in given["images"].items()}, there)
     for name in model.config.sensors:
-        ours, plain = squared_errors(model.config, masked.order[name], name, guess[name], wanted[name])
+        counted = there.get(name)
+        ours, plain = squared_errors(model.config, masked.order[name], name, guess[name], wanted[name], counted)
         assert float(ours.mean()) == pytest.approx(float(terms[f"loss_{name}"]), rel=1e-5)
-        expected = [by_hand(given["noise"][name][i], wanted[name][i], model.config.kept(name)) for i in range(3)]
-        assert plain.tolist() == pytest.approx(expected, rel=1e-5)
+        counted = torch.ones_like(wanted[name], dtype=torch.bool) if counted is None else counted
+        for guessed, found in ((guess[name], ours), (None, plain)):
+            expected = [
+                by_hand(given["noise"][name][i], wanted[name][i], counted[i], model.config.kept(name), guessed, i)
+                for i in range(3)
+            ]
+            assert found.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def by_hand(noise: Tensor, target: Tensor, kept: int) -> Any:
-    order = noise.argsort().tolist()
-    mean = sum(target[i] for i in order[:kept]) / kept
-    errors = [((mean - target[i]) ** 2).mean() for i in order[kept:]]
-    return float(sum(errors) / len(errors))
+def by_hand(noise: Tensor, target: Tensor, counted: Tensor, kept: int, guess: Tensor | None, sample: int) -> float:
+    """Value by value; guess None: the mean, at each place within a patch, of what is there of the visible patches."""
+    order, total, count = noise.argsort().tolist(), 0.0, 0
+    for place in range(target.shape[1]):
+        seen = [float(target[i, place]) for i in order[:kept] if counted[i, place]]
+        mean = sum(seen) / len(seen) if seen else 0.0
+        for i in order[kept:]:
+            if counted[i, place]:
+                value = mean if guess is None else float(guess[sample, i, place])
+                total, count = total + (value - float(target[i, place])) ** 2, count + 1
+    return total / count if count else 0.0

@@ -138,6 +138,14 @@ BAD: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
         {"hires": HIRES | {"gsd_m": 5.1}},
         r"radar shows 160 m a side \(16 px stored\), hires 163.2 m \(32 px\): all sensors must show the same ground",
     ),
+    "other ground in some samples": (
+        {"radar": RADAR | {"gsd_m": "column:place_m"}, "hires": HIRES | {"gsd_m": "column:other_m"}},
+        r"of sample \d+ of .*, radar and hires show [\d.]+ and [\d.]+ m a side \(3 such samples\): .* mend model.sensors.hires.gsd_m",
+    ),
+    "one GSD for all where another's varies": (
+        {"radar": RADAR | {"gsd_m": "column:place_m"}, "hires": HIRES | {"gsd_m": 3.448}},
+        r"of sample 1 of .* show 143.313 and 110.336 m a side \(20 such samples\)",
+    ),
     "grids": (
         {"hires": HIRES | {"size": 24}},
         "its 6x6 patches are no whole multiple of the 4x4 of radar, the first sensor: .*size to a multiple of 16",
