@@ -119,7 +119,7 @@ class Cluster:
 
     def state(self, job: str) -> str:
         """Of a job, as squeue says it: PENDING, RUNNING, COMPLETING, COMPLETED, …; "" where it is no longer known."""
-        done = self.run("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}")
+        done = self.run("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}", timeout=20)
         return done.stdout.strip()
 
     def wait(self, job: str, *states: str, seconds: float = 120) -> str:
@@ -129,7 +129,8 @@ class Cluster:
 
         def there() -> bool:
             nonlocal found
-            found = self.state(job)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # lost on a busy machine: asked again
+                found = self.state(job)
             return found in states if states else found not in live
 
         until(there, seconds, lambda: f"job {job} is {found}, not {states or 'over'}\n{self.words()}")
