@@ -253,8 +253,8 @@ def read_gsd(work: Path, seeds: dict[str, Sequence[int]]) -> str:
     return "\n".join(lines)
 
 
-def table(found: dict[str, dict[int, dict[str, float]]], base: str) -> str:
-    """A row a measure: mean ± half-width over seeds of each position; below it the difference to `base` in pairs of seeds."""
+def table(found: dict[str, dict[int, dict[str, float]]], bases: Sequence[str]) -> str:
+    """A row a measure: mean ± half-width over seeds of each position; below it the differences to each of `bases` in pairs of seeds."""
     names = list(found)
     heads = [f"{name} ({len(found[name])} seed{'s' * (len(found[name]) > 1)})" for name in names]
     lines = ["| measure | " + " | ".join(heads) + " |", "|---|" + "---|" * len(names)]
@@ -268,9 +268,9 @@ def table(found: dict[str, dict[int, dict[str, float]]], base: str) -> str:
     for measure_name in next(iter(found[names[0]].values())):
         values = {name: {seed: run[measure_name] for seed, run in found[name].items()} for name in names}
         lines.append(f"| {measure_name} | " + " | ".join(told(list(values[name].values())) for name in names) + " |")
-        if base in values:
-            grid = values[base]
-            less = {name: [own[s] - grid[s] for s in own if s in grid] for name, own in values.items()}
+        for base in (name for name in bases if name in values):
+            other = values[base]
+            less = {name: [own[s] - other[s] for s in own if s in other] for name, own in values.items()}
             cells = ["" if name == base else told(less[name], "+") for name in names]
             lines.append(f"| - minus {base} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -283,7 +283,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--scenes", type=int, default=2400)
     parser.add_argument("--positions", default=",".join(POSITIONS), help="NAME:N takes N seeds of that one")
-    parser.add_argument("--base", default="grid", help="differences are to this one")
+    parser.add_argument("--base", default="grid", help="differences are to this one, or to each of these, with commas")
     parser.add_argument("--kinds", default="varied,small")
     parser.add_argument("--patch", type=int, default=8, help="4: four times the tokens")
     parser.add_argument("--heads", type=int, default=4, help="8: slopes from 1/2 instead of 1/4")
@@ -316,7 +316,7 @@ def main() -> None:
     text = (
         f"# Kinds of positions in Scale-ALiBi, patches of {args.patch} pixels\n\n`python benchmarks/scale_alibi_positions.py {' '.join(words)}`, "
         f"{date.today()}, PyTorch {torch.__version__}, one thread of a CPU, {args.steps} steps of 64 samples. Means over seeds ± half-widths of 95 % "
-        f'intervals; "- minus {args.base}": difference in pairs of seeds. Chance: probe 0.125 (8 classes), retrieval {1 / GALLERY:.4f}.\n\n{table(found, args.base)}\n'
+        f'intervals; "- minus …": difference in pairs of seeds. Chance: probe 0.125 (8 classes), retrieval {1 / GALLERY:.4f}.\n\n{table(found, args.base.split(","))}\n'
     )
     if "varied" in args.kinds.split(","):
         for name in found:
