@@ -257,8 +257,22 @@ def read_layer(dataset: Any, layer: Layer, target: Grid, cut: Cut) -> tuple[np.n
 
 def pixel_mask(valid: np.ndarray, layer: Layer, cut: Cut) -> np.ndarray:
     """Where a pixel counts as there, [H, W] of valid [C, H, W]: by the setting `valid`."""
-    rule = cut.valid if cut.valid != "auto" else ("all" if np.dtype(layer.dtype).kind == "f" else "any")
-    return np.asarray(valid.all(axis=0) if rule == "all" else valid.any(axis=0))
+    return np.asarray(valid.all(axis=0) if _rule(layer, cut) == "all" else valid.any(axis=0))
+
+
+def _rule(layer: Layer, cut: Cut) -> str:
+    return cut.valid if cut.valid != "auto" else ("all" if np.dtype(layer.dtype).kind == "f" else "any")
+
+
+def mask_by_band(layers: Sequence[Layer], cut: Cut) -> bool:
+    """Whether a pixel may lack some of its bands without a missing value that says so in the data."""
+    if len(layers[0].bands) == 1 or column_nodata(layers, cut) is not None:
+        return False
+    return any(
+        _rule(layer, cut) == "any"
+        and (np.dtype(layer.dtype).kind == "f" or any(value is not None for value in layer.nodata))
+        for layer in layers
+    )
 
 
 def disagreement(layer: Layer, first: Layer, cut: Cut) -> str:
