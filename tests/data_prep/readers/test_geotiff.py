@@ -163,6 +163,17 @@ def test_a_band_that_is_missing_alone_is_never_taken_for_zero(tmp_path: Path, ki
     assert series.arrays["valid"].axes == "TCHW" and np.array_equal(every(series)["valid"][0, 0], there)
 
 
+def test_scales_that_say_nothing_and_values_that_they_make_too_large(tmp_path: Path) -> None:
+    for name, scale, offset in (("nan", math.nan, 0), ("zero", 0, 0), ("endless", 1, math.inf)):
+        save_tiff(tmp_path / f"{name}.tif", pixels(), scales=[scale] * 3, offsets=[offset] * 3)
+        assert f"scale {scale:g}, offset {offset:g} of band 1" in refused(tmp_path / f"{name}.tif", size=32)
+    values = pixels(0, (1, 16, 16), "float32")
+    values[0, 0, 0] = 1e30
+    save_tiff(tmp_path / "large.tif", values, scales=[1e20], offsets=[0])
+    found = every(read(tmp_path / "large.tif", size=16, scaling="apply"))
+    assert np.isfinite(found["image"]).all() and not found["valid"][0, 0, 0] and found["valid"].sum() == 255
+
+
 def test_nan_is_missing_and_never_stored(tmp_path: Path) -> None:
     values = pixels(0, (2, 32, 32)).astype(np.float32)
     values[0, 3, 4], values[1, 20, 20] = np.nan, np.inf
