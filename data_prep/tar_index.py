@@ -6,6 +6,7 @@ import tarfile
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from data_prep.records import need_regular
 from frontier.errors import UserError
 
 _COMPRESSED = {
@@ -37,6 +38,7 @@ def list_members(path: str, unended: bool = False) -> tuple[list[Member], int]:
     members: list[Member] = []
     special = 0
     try:
+        need_regular(path)
         with open(path, "rb") as file:
             refuse_compressed(file.read(8))
             file.seek(0)

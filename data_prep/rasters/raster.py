@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.rasters.grid import Grid, geo, lonlat, transformer
-from data_prep.records import file_token
+from data_prep.records import file_token, need_regular
 from frontier.errors import UserError
 
 EXTENSIONS = (".tif", ".tiff", ".gtiff")
@@ -57,6 +57,7 @@ def open_raster(path: str | Path) -> Any:
     rasterio, _ = geo()
     path = Path(os.path.abspath(path))
     try:
+        need_regular(path)
         with open(path, "rb") as file:
             head = file.read(4)
         if not head:

@@ -30,7 +30,7 @@ import psutil
 from data_prep import array_input
 from data_prep.array_input import class_numbers, input_column, named_bands, parse_axes, to_sample, unusable
 from data_prep.readers.registry import Reader, Request, Setting
-from data_prep.records import Record, RecordSource, inputs_digest
+from data_prep.records import Record, RecordSource, inputs_digest, need_regular
 from data_prep.source import Source, Target
 from frontier.errors import UserError
 
@@ -74,6 +74,7 @@ def inspect(task: tuple[str, str, int | None, str, str]) -> File:
     """Look at one file's header. `task` = (path, axes, number of bands named or None, key, labels' key)."""
     path, axes, bands, key, labels_key = task
     try:
+        need_regular(path)
         if not path.endswith(".npz"):
             array = _mapped(path)
             error = unusable(array.shape, array.dtype, axes, bands)
