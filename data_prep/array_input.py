@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,6 +25,8 @@ SETTINGS = {
     "offset": Setting("see scale", "0"),
     "nodata": Setting("stored value that means there is nothing"),
 }
+_MOST_CLASSES = 1 << 16
+_NUMBER = re.compile(r"[+-]?[0-9]+")
 _S2 = {band.name: band for band in (*S2_BANDS, Band("B10", 1373.5, 31))}
 
 
@@ -140,14 +143,13 @@ def class_numbers(found: Sequence[int | str | None], names: str) -> tuple[list[i
         raise UserError(f"--set classes={names}: a name occurs twice")
     numeric = all(_is_number(label) for label in found if label is not None)
     if numeric:
-        labels = [-1 if label is None else max(-1, int(label)) for label in found]
-        top = max(labels, default=-1)
-        if top >= 65536:
-            raise UserError(f"label {top} is too large for a class number: name the labels, or leave them out")
+        labels = [-1 if label is None else max(-1, _whole(label)) for label in found]
+        top = max((label for label in labels if label < _MOST_CLASSES), default=-1)
         classes = tuple(given) or tuple(str(label) for label in range(top + 1))
+        beyond = f", but {len(classes)} classes are named" if given else " is too large for a class number"
         return [
-            label if label < len(classes) else f"label {label}, but {len(classes)} classes are named"
-            for label in labels
+            label if label < len(classes) else f"label {str(said)[:24]}{beyond}"
+            for label, said in zip(labels, found, strict=True)
         ], classes
     texts = [None if label is None else str(label) for label in found]
     classes = tuple(given) or tuple(sorted({text for text in texts if text is not None}))
@@ -158,7 +160,12 @@ def class_numbers(found: Sequence[int | str | None], names: str) -> tuple[list[i
 
 
 def _is_number(label: int | str) -> bool:
-    return isinstance(label, int) or label.strip().lstrip("+-").isdecimal()
+    return isinstance(label, int) or _NUMBER.fullmatch(label.strip()) is not None
+
+
+def _whole(label: int | str) -> int:
+    """Its value; beyond all classes where it has more digits than Python reads."""
+    return int(label) if len(str(label)) < 20 else (-1 if str(label).startswith("-") else 1 << 62)
 
 
 def _list(text: str) -> list[str]:

@@ -194,7 +194,10 @@ def _listed(path: Path) -> list[str]:
         raise UserError(f"{path}: cannot be read ({reason}): restore it, or pass --set splits=none") from None
     if path.suffix == ".txt":
         return [stem(line.strip()) for line in text.splitlines() if line.strip()]
-    rows = list(csv.reader(text.splitlines()))
+    try:
+        rows = list(csv.reader(text.splitlines()))
+    except csv.Error as error:
+        raise UserError(f"{path}: cannot be read ({error}): restore it, or pass --set splits=none") from None
     header = [name.strip().lower() for name in rows[0]] if rows else []
     if "filename" not in header:
         raise UserError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,19 @@ class PlanOptions:
     samples_per_shard: int | None = None
     compression: str = "none"
     disk_mib_s: float | None = None
+
+
+def content_fingerprint(plan: str, shards: Iterable[dict[str, Any]]) -> str:
+    """What stands for all bytes of a set: sha256 of the plan's fingerprint and of every shard's sha256, in order."""
+    content = hashlib.sha256(plan.encode())
+    for shard in shards:
+        content.update(shard["sha256"].encode())
+    return content.hexdigest()
+
+
+def ids_sha256(ids: Iterable[bytes]) -> str:
+    """What the plan keeps of the samples of a shard."""
+    return hashlib.sha256(b"\n".join(ids)).hexdigest()
 
 
 def make_plan(source: Source, options: PlanOptions) -> Plan:
@@ -143,7 +157,7 @@ def make_plan(source: Source, options: PlanOptions) -> Plan:
                 "file": shard.file,
                 "split": shard.split,
                 "samples": len(shard.rows),
-                "ids_sha256": hashlib.sha256(b"\n".join(listing.ids[r] for r in shard.rows)).hexdigest(),
+                "ids_sha256": ids_sha256(listing.ids[r] for r in shard.rows),
             }
             for shard in shards
         ],

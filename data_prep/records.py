@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import stat
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,6 +88,12 @@ class RecordSource(Source):
 
 
 _PIECE = 4096
+
+
+def need_regular(path: str | Path) -> None:
+    """Raise `OSError` for what is no regular file: a pipe, under whatever name, would be waited for without end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
 
 
 def file_token(path: Path) -> bytes:

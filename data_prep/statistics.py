@@ -18,6 +18,7 @@ PERCENTILES = (1, 2, 5, 25, 50, 75, 95, 98, 99)
 SKETCH_ACCURACY = 0.005
 """A percentile is within this share of its value (never off by more for integers up to 100)."""
 _SMALL = 1e-9
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _LOG_GAMMA = float(np.log((1 + SKETCH_ACCURACY) / (1 - SKETCH_ACCURACY)))
 
 
@@ -31,7 +32,8 @@ def block_statistics(
 ) -> dict[str, Any]:
     """Statistics of one block of samples [n, C, …] of any real type, in stored units.
 
-    A value that equals `nodata`, is not finite, or that `valid` (shape of `images`) marks 0 is left out of its band.
+    A value that equals `nodata`, is not finite in float32 (in which models compute), or that `valid` (shape of
+    `images`) marks 0 is left out of its band.
     Returns, by band: {"count": [C] values, "mean": [C], "m2": [C] (sum of squared deviations), "min": [C],
     "max": [C], "sketch": [C] {bucket: count}}.
     """
@@ -43,7 +45,8 @@ def block_statistics(
             found = _of_integers(values if keep is None else values[keep], nodata)
         else:
             if values.dtype.kind == "f":
-                finite = np.isfinite(values)
+                # As in training, numbers that float32 cannot hold are no values.
+                finite = np.isfinite(values) if values.itemsize < 8 else np.abs(values) <= _FLOAT32_MAX
                 if not finite.all():
                     keep = finite if keep is None else keep & finite
             if nodata is not None and not np.isnan(nodata):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -21,7 +20,7 @@ import numpy as np
 from data_prep.card import CARDS, write_cards
 from data_prep.codec import measure
 from data_prep.names import CODECS
-from data_prep.plan import Plan, PlanOptions, make_plan
+from data_prep.plan import Plan, PlanOptions, content_fingerprint, make_plan
 from data_prep.readers.registry import REPORT
 from data_prep.scan import SCAN
 from data_prep.shard_file import (
@@ -352,14 +351,11 @@ def _manifest(
         split = splits.setdefault(shard["split"], {"samples": 0, "shards": []})
         split["samples"] += shard["samples"]
         split["shards"].append(shard["file"])
-    content = hashlib.sha256(plan.fingerprint.encode())
-    for shard in shards:
-        content.update(shard["sha256"].encode())
     return {
         "schema": SCHEMA,
         "name": source.name,
         "samples": plan.samples,
-        "fingerprint": content.hexdigest(),
+        "fingerprint": content_fingerprint(plan.fingerprint, shards),
         "plan": plan.fingerprint,
         "splits": splits,
         "shards": shards,

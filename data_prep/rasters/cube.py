@@ -12,6 +12,7 @@ import numpy as np
 from data_prep.rasters.cube_file import CubeFile, Variable
 from data_prep.rasters.dates import from_cf
 from data_prep.rasters.grid import Grid, geo, lonlat
+from data_prep.rasters.raster_layer import is_scale
 from frontier.data.manifest import nearest
 from frontier.errors import UserError
 
@@ -168,6 +169,10 @@ def _bands(file: CubeFile, name: str, letters: str, fill: float | None, fallback
         bounds = [value + turn if -math.inf < value < 0 else value for value in bounds]
     if len(bounds) != 2:
         raise UserError(f"{file.path}: valid_range of {name} has {len(bounds)} numbers, two are expected")
+    scale = (variable.numbers("scale_factor") or [1.0])[0]
+    offset = (variable.numbers("add_offset") or [0.0])[0]
+    if not is_scale(scale, offset):
+        raise UserError(f"{file.path}: scale_factor {scale:g}, add_offset {offset:g} of {name}: mend them (ncatted)")
     labels = [name]
     if "B" in letters:
         dim = variable.dims[letters.index("B")]
@@ -180,8 +185,8 @@ def _bands(file: CubeFile, name: str, letters: str, fill: float | None, fallback
             letters,
             place,
             variable.dtype.name,
-            (variable.numbers("scale_factor") or [1.0])[0],
-            (variable.numbers("add_offset") or [0.0])[0],
+            scale,
+            offset,
             tuple(value for value in missing if not math.isnan(value)),
             (bounds[0], bounds[1]),
             variable.text("units"),
@@ -316,7 +321,9 @@ def read_bands(
         low, high = band.limits
         there &= (found >= low) & (found <= high)
         if apply:
-            found = (found * np.float64(band.scale) + band.offset).astype(np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):
+                found = (found * np.float64(band.scale) + band.offset).astype(np.float32)
+            there &= np.isfinite(found)
         values.append(found)
         valid.append(there)
     dtype = "float32" if apply else common_dtype(bands)

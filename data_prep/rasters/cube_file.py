@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from data_prep.records import need_regular
 from frontier.errors import UserError
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -50,6 +51,7 @@ class CubeFile:
         """Raises `UserError` beginning with the path where it is no NetCDF, or is cut short."""
         self.path = str(path)
         try:
+            need_regular(path)
             with open(path, "rb") as file:
                 head = file.read(8)
         except OSError as error:

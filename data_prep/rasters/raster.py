@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.rasters.grid import Grid, geo, lonlat, transformer
-from data_prep.records import file_token
+from data_prep.records import file_token, need_regular
 from frontier.errors import UserError
 
 EXTENSIONS = (".tif", ".tiff", ".gtiff")
@@ -57,6 +57,7 @@ def open_raster(path: str | Path) -> Any:
     rasterio, _ = geo()
     path = Path(os.path.abspath(path))
     try:
+        need_regular(path)
         with open(path, "rb") as file:
             head = file.read(4)
         if not head:
@@ -182,8 +183,20 @@ def read_window(
     """Values [C, height, width] and their validity (bool, same shape) of pixels that may lie outside the raster.
 
     Not valid: outside, NaN or infinite, the band's `nodata`, and what alpha or an internal mask leaves out. Raises
-    `UserError` where the blocks do not decode.
+    `UserError` where the blocks do not decode, or need more memory than there is.
     """
+    try:
+        return _read_window(dataset, bands, nodata, row, column, height, width)
+    except MemoryError:
+        raise UserError(
+            f"{dataset.name}: {height}x{width} pixels of {len(bands)} bands need more memory than there is: cut it into "
+            "smaller blocks (gdal_translate -co TILED=YES)"
+        ) from None
+
+
+def _read_window(
+    dataset: Any, bands: Sequence[int], nodata: Sequence[float | None], row: int, column: int, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
     rasterio, _ = geo()
     dtype = np.dtype(dataset.dtypes[0])
     values = np.zeros((len(bands), height, width), dtype)

@@ -166,6 +166,12 @@ def describe_layer(dataset: Any, cut: Cut) -> Layer:
     nodata = [dataset.nodatavals[index - 1] for index in indexes]
     if cut.nodata:
         nodata = [None if cut.nodata == "none" else float(cut.nodata)] * len(indexes)
+    scales = tuple((dataset.scales[index - 1], dataset.offsets[index - 1]) for index in indexes)
+    for index, (scale, offset) in zip(indexes, scales, strict=True):
+        if not is_scale(scale, offset):
+            raise UserError(
+                f"{path}: scale {scale:g}, offset {offset:g} of band {index}: mend them (gdal_edit.py -scale)"
+            )
     units = {dataset.units[index - 1] for index in indexes}
     when, problem = _time(dataset, cut)
     flags = {flag.name for flag in dataset.mask_flag_enums[indexes[0] - 1]}
@@ -176,7 +182,7 @@ def describe_layer(dataset: Any, cut: Cut) -> Layer:
         bands=tuple(bands),
         dtype=dtype.name,
         nodata=tuple(as_stored(value, dtype) for value in nodata),
-        scales=tuple((dataset.scales[index - 1], dataset.offsets[index - 1]) for index in indexes),
+        scales=scales,
         units=units.pop() if len(units) == 1 else None,
         time=when,
         time_problem=problem,
@@ -251,14 +257,35 @@ def read_layer(dataset: Any, layer: Layer, target: Grid, cut: Cut) -> tuple[np.n
     values, valid = read_grid(dataset, layer.grid, target, layer.indexes, layer.nodata, cut.resampling)
     if cut.apply_scale:
         scale, offset = (np.array(part, np.float64)[:, None, None] for part in zip(*layer.scales, strict=True))
-        values = (values * scale + offset).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = (values * scale + offset).astype(np.float32)
+        valid &= np.isfinite(values)
     return values, valid
+
+
+def is_scale(scale: float, offset: float) -> bool:
+    """Whether physical = stored * scale + offset says anything."""
+    return math.isfinite(scale) and scale != 0 and math.isfinite(offset)
 
 
 def pixel_mask(valid: np.ndarray, layer: Layer, cut: Cut) -> np.ndarray:
     """Where a pixel counts as there, [H, W] of valid [C, H, W]: by the setting `valid`."""
-    rule = cut.valid if cut.valid != "auto" else ("all" if np.dtype(layer.dtype).kind == "f" else "any")
-    return np.asarray(valid.all(axis=0) if rule == "all" else valid.any(axis=0))
+    return np.asarray(valid.all(axis=0) if _rule(layer, cut) == "all" else valid.any(axis=0))
+
+
+def _rule(layer: Layer, cut: Cut) -> str:
+    return cut.valid if cut.valid != "auto" else ("all" if np.dtype(layer.dtype).kind == "f" else "any")
+
+
+def mask_by_band(layers: Sequence[Layer], cut: Cut) -> bool:
+    """Whether a pixel may lack some of its bands without a missing value that says so in the data."""
+    if len(layers[0].bands) == 1 or column_nodata(layers, cut) is not None:
+        return False
+    return any(
+        _rule(layer, cut) == "any"
+        and (np.dtype(layer.dtype).kind == "f" or any(value is not None for value in layer.nodata))
+        for layer in layers
+    )
 
 
 def disagreement(layer: Layer, first: Layer, cut: Cut) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.rasters.raster import Rasters
-from data_prep.rasters.raster_layer import Cut, column_nodata, pixel_mask
+from data_prep.rasters.raster_layer import Cut, column_nodata, mask_by_band, pixel_mask
 from data_prep.rasters.raster_places import Place, read_place
 from data_prep.readers.registry import Request
 from data_prep.records import Record, RecordSource
@@ -37,7 +37,7 @@ class SortedSource(RecordSource):
 
 class ChipSource(SortedSource):
     """Chips of `places`: column "image" [C, N, N] and mask "valid" [N, N]; with `steps`, "series" [T, C, N, N], "valid"
-    [T, N, N] and "times" [T, 2]."""
+    [T, N, N] and "times" [T, 2]. The mask is by band, as the images are, where no one value marks a missing band."""
 
     def __init__(
         self,
@@ -90,8 +90,10 @@ class ChipSource(SortedSource):
                 mask="valid",
             )
         }
+        self._by_band = mask_by_band(layers, cut)
+        by_band, letters = (shape, "CHW") if self._by_band else (shape[1:], "HW")
         self.arrays = {
-            "valid": ArrayColumn((*time, cut.size, cut.size), "uint8", axes + "HW", "mask"),
+            "valid": ArrayColumn((*time, *by_band), "uint8", axes + letters, "mask"),
             "transform": TRANSFORM,
         }
         if steps is not None:
@@ -106,13 +108,16 @@ class ChipSource(SortedSource):
         found, valid = read_place(self._rasters, place, self.cut, row, column)
         spec = self.images[self.column]
         values = np.full((steps, *found.shape[1:]), self._fill, spec.dtype)
-        mask = np.zeros((steps, *found.shape[2:]), np.uint8)
+        mask = np.zeros((steps, *found.shape[2 - self._by_band :]), np.uint8)
+        share = np.zeros(steps)
         times = np.zeros((steps, 2), np.int64)
         for step, layer in enumerate(place.layers):
             there = pixel_mask(valid[step], layer, self.cut)
-            values[step] = np.where(valid[step] & there, found[step], self._fill)
-            mask[step], times[step] = there, layer.time
-        known = times[times[:, 0] != 0]
+            known = valid[step] & there
+            values[step] = np.where(known, found[step], self._fill)
+            mask[step] = known if self._by_band else there
+            share[step], times[step] = there.mean(), layer.time
+        dated = times[times[:, 0] != 0]
         sample = {
             self.column: values if self.steps else values[0],
             "valid": mask if self.steps else mask[0],
@@ -121,9 +126,9 @@ class ChipSource(SortedSource):
             "lat": record.lat,
             "crs_epsg": place.epsg,
             "gsd_m": gsd,
-            "time_start": known[:, 0].min() if len(known) else 0,
-            "time_end": known[:, 1].max() if len(known) else 0,
-            "valid_fraction": mask.mean(),
+            "time_start": dated[:, 0].min() if len(dated) else 0,
+            "time_end": dated[:, 1].max() if len(dated) else 0,
+            "valid_fraction": share.mean(),
         }
         if self.steps:
             sample["times"] = times

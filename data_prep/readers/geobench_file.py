@@ -18,6 +18,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from data_prep.records import need_regular
 from data_prep.safe_pickle import Array, Stub, load_text
 from frontier.errors import UserError
 
@@ -55,6 +56,7 @@ def _is_label(name: str) -> bool:
 def open_sample(path: Path) -> Iterator[tuple[h5py.File, dict[str, h5py.Dataset]]]:
     """The file, read-only, and its datasets, once all of them are known to be plain. Raises `UserError` that names it."""
     try:
+        need_regular(path)
         file = h5py.File(path, "r", locking=False)
     except FileNotFoundError:
         raise UserError(f"{path}: not there: fetch it again") from None

@@ -12,6 +12,7 @@ samples, so rewrite large ones as .npy.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tokenize
 import zipfile
@@ -24,15 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from data_prep import array_input
 from data_prep.array_input import class_numbers, input_column, named_bands, parse_axes, to_sample, unusable
 from data_prep.readers.registry import Reader, Request, Setting
-from data_prep.records import Record, RecordSource, inputs_digest
+from data_prep.records import Record, RecordSource, inputs_digest, need_regular
 from data_prep.source import Source, Target
 from frontier.errors import UserError
 
 _SCAN_BYTES = 32 << 20
+_PIECE = 1 << 20
 _BROKEN = (
     *(OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError),
     *(
@@ -71,6 +74,7 @@ def inspect(task: tuple[str, str, int | None, str, str]) -> File:
     """Look at one file's header. `task` = (path, axes, number of bands named or None, key, labels' key)."""
     path, axes, bands, key, labels_key = task
     try:
+        need_regular(path)
         if not path.endswith(".npz"):
             array = _mapped(path)
             error = unusable(array.shape, array.dtype, axes, bands)
@@ -84,8 +88,10 @@ def inspect(task: tuple[str, str, int | None, str, str]) -> File:
             if not key and len(inputs) != 1:
                 return File(error=f"holds {', '.join(inputs) or 'no arrays'}: choose the input with --set key=NAME")
             key = key or inputs[0]
+            shape, dtype = _header(path, key)
+            if labels_key:
+                _header(path, labels_key)
             labels = np.asarray(archive[labels_key]) if labels_key else None
-        shape, dtype = _header(path, key)
     except _BROKEN as error:
         return File(error=_reason(error))
     return File(shape, dtype.str, key, labels, unusable(shape, dtype, axes, bands))
@@ -115,8 +121,22 @@ def _read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _header(path: str, key: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an array of a .npz. Raises `ValueError` for one that cannot be unpacked, or is damaged."""
     with zipfile.ZipFile(path) as archive, archive.open(_member(archive, key)) as file:
         shape, _, dtype = _read_header(file)
+        info = archive.getinfo(_member(archive, key))
+        size = math.prod(shape) * dtype.itemsize
+        if not dtype.hasobject and size > info.file_size:
+            raise ValueError(f"shape {shape} of {dtype} is {size:,} bytes, but the archive holds {info.file_size:,}")
+        if info.compress_type == zipfile.ZIP_STORED:
+            # It will be mapped, past the archive's checksum, which reading to the end compares.
+            while file.read(_PIECE):
+                pass
+        elif info.file_size > (free := psutil.virtual_memory().available):
+            raise ValueError(
+                f"{info.file_size / (1 << 30):.1f} GiB once unpacked, {free / (1 << 30):.1f} GiB of memory are free: "
+                "save it as .npy, which is mapped"
+            )
     return shape, dtype
 
 

@@ -18,6 +18,7 @@ import tokenize
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,10 @@ class Seen:
     error: str = ""
 
 
-def index_shard(path: str) -> Shard:
-    """The samples of one tar."""
+def index_shard(path: str, unended: bool = False) -> Shard:
+    """The samples of one tar; `unended` as in `list_members`."""
     try:
-        members, special = list_members(path)
+        members, special = list_members(path, unended)
     except UserError as error:
         return Shard(error=str(error))
     samples: dict[str, dict[str, Member]] = {}
@@ -238,7 +239,8 @@ def open_webdataset(request: Request) -> Source:
     request.need()
     check_size(request)
     root, names = _shards(request)
-    shards = request.map(index_shard, [str(root / name) for name in names], costly=True)
+    index = partial(index_shard, unended=request.settings["unended"] == "take")
+    shards = request.map(index, [str(root / name) for name in names], costly=True)
     bad = [(name, shard.error) for name, shard in zip(names, shards, strict=True) if shard.error]
     samples = [(name, parts) for name, shard in zip(names, shards, strict=True) for parts in shard.samples]
     if not samples:
@@ -442,6 +444,11 @@ READERS = (
                 "auto: from the shards' names, if each begins with train, val or test; none: the plan chooses",
                 "auto",
                 ("auto", "none"),
+            ),
+            "unended": Setting(
+                "shards without the mark of an archive's end, which may have been cut off after a sample: refuse, or take",
+                "refuse",
+                ("refuse", "take"),
             ),
             "lon": Setting("entry of .json that is the centre's longitude in degrees"),
             "lat": Setting("entry of .json that is the centre's latitude in degrees"),

@@ -19,6 +19,7 @@ import numpy as np
 
 from data_prep.rasters.grid import geo
 from data_prep.rasters.raster import environment, reason
+from data_prep.records import need_regular
 from data_prep.tiles.grid import HALF_WORLD_M, RADIUS_M
 from frontier.errors import UserError
 
@@ -74,6 +75,7 @@ def read_header(path: Path, alpha: bool = True) -> Raster:
     with environment(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            need_regular(path)
             with rasterio.open(path, driver=_driver(path)) as file:
                 gcps, gcps_crs = file.gcps
                 crs, placed = file.crs, not file.transform.is_identity
@@ -108,8 +110,8 @@ def read_header(path: Path, alpha: bool = True) -> Raster:
                     masked=masked,
                     date=str(tags.get("ACQUISITIONDATETIME") or tags.get("TIFFTAG_DATETIME") or ""),
                 )
-        except rasterio.errors.RasterioError as error:
-            raise UserError(f"cannot be opened ({reason(error)})") from None
+        except (rasterio.errors.RasterioError, OSError) as error:
+            raise UserError(f"cannot be opened ({getattr(error, 'strerror', None) or reason(error)})") from None
     if np.dtype(header.dtype).kind not in "uif":
         raise UserError(f"holds {header.dtype} pixels, real numbers are expected")
     if header.transform is not None and abs(_area(header.transform)) == 0:

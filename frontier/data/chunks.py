@@ -18,6 +18,8 @@ import numpy as np
 from frontier.errors import UserError
 
 DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
+_MOST_INFLATED, _HARMLESS = 1032, 256 << 20
+"""Bytes that deflate can make of one; bytes that never hurt."""
 IOV_MAX = 1024
 """Buffers of one `preadv` on Linux."""
 
@@ -90,7 +92,7 @@ def read_chunk(descriptor: int, chunks: Chunks, index: int, out: np.ndarray, pat
                 raise damaged(path, f"the checksum of chunk {index} is wrong")
         elif code == DEFLATE:
             try:
-                raw = zlib.decompress(raw, bufsize=chunks.nbytes)
+                raw = _inflate(raw, chunks.nbytes)
             except zlib.error as error:
                 raise damaged(path, f"chunk {index} cannot be decompressed ({error})") from None
         elif place == 0 and len(raw) == chunks.nbytes:
@@ -103,6 +105,17 @@ def read_chunk(descriptor: int, chunks: Chunks, index: int, out: np.ndarray, pat
     if len(raw) != chunks.nbytes:
         raise damaged(path, f"chunk {index} decodes to {len(raw)} bytes instead of {chunks.nbytes}")
     out[:] = np.frombuffer(raw, np.uint8)
+
+
+def _inflate(raw: bytes | memoryview, nbytes: int) -> bytes:
+    """What zlib makes of a chunk of `nbytes`; no more than a little over that of one which could fill the memory."""
+    if len(raw) * _MOST_INFLATED <= max(nbytes, _HARMLESS):
+        return zlib.decompress(raw, bufsize=nbytes)
+    inflater = zlib.decompressobj()
+    out = inflater.decompress(raw, nbytes + 8)  # a checksum may be inside
+    if len(out) < nbytes + 8 and not inflater.eof:
+        raise zlib.error("incomplete stream")
+    return out
 
 
 def unshuffle(raw: bytes | memoryview, itemsize: int, out: np.ndarray) -> None:

@@ -33,8 +33,9 @@ def normalise(
     """(values - mean) / std per band, float32; 0, the mean of what is there, where the value is missing.
 
     values [B, *axes] in stored units of any real type, axes such as CHW, TCHW or TC with one C; mean, std [C] in stored
-    units, so that the column's scale and offset cancel. Missing is what equals `nodata`, is not finite, or is marked 0 by
-    `mask` [B, *mask_axes], whose axes are among `axes` in the same order. These are also left out of the statistics.
+    units, so that the column's scale and offset cancel. Missing is what equals `nodata`, is not finite in float32, or is
+    marked 0 by `mask` [B, *mask_axes], whose axes are among `axes` in the same order. These are also left out of the
+    statistics.
     """
     there = which_there(values, axes, nodata=nodata, mask=mask, mask_axes=mask_axes)
     return _scaled(values, mean, std, axes, there)
@@ -64,7 +65,7 @@ def which_there(
 ) -> torch.Tensor | None:
     """Bool that broadcasts to `values`: False where `normalise` takes one as missing; None where none can be."""
     values = _computable(values)
-    there = torch.isfinite(values) if values.dtype.is_floating_point else None
+    there = torch.isfinite(values.to(torch.float32)) if values.dtype.is_floating_point else None
     if nodata is not None and _representable(nodata, values.dtype):
         marked = values != (nodata if values.dtype.is_floating_point else int(nodata))
         there = marked if there is None else there & marked

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import tracemalloc
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from frontier.data.chunks import find_chunks, fletcher32
+from frontier.data.chunks import DEFLATE, Chunks, find_chunks, fletcher32, read_chunk
 from frontier.data.shards import ShardSet
 from frontier.errors import UserError
 from tests.data.sets import write_set
@@ -101,6 +103,26 @@ def test_damage_is_found(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"train-00000.h5: {'the ' if name == 'all' else ''}{words}"):
             shards.read("image", 0, 1)
         assert np.array_equal(shards.read("image", 1, 7), values("uint16")[1:7])
+
+
+def test_a_chunk_that_inflates_beyond_all_bounds_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 KB that deflate makes 20 MB of, in the place of a chunk of 210 bytes."""
+    monkeypatch.setattr("frontier.data.chunks._HARMLESS", 1 << 20)
+    deflater = zlib.compressobj(9)
+    bomb = b"".join(deflater.compress(bytes(1 << 20)) for _ in range(20)) + deflater.flush()
+    (tmp_path / "bomb").write_bytes(bomb)
+    where = np.zeros(1, np.int64)
+    chunks = Chunks(1, 210, 2, (DEFLATE,), where, where + len(bomb), where)
+    tracemalloc.start()
+    try:
+        with (
+            open(tmp_path / "bomb", "rb") as file,
+            pytest.raises(UserError, match="decodes to 218 bytes instead of 210"),
+        ):
+            read_chunk(file.fileno(), chunks, 0, np.empty(210, np.uint8), tmp_path / "bomb")
+        assert tracemalloc.get_traced_memory()[1] < 5 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("layout", ["all", "lzf"])

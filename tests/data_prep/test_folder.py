@@ -20,6 +20,7 @@ from data_prep.readers.registry import Request
 from data_prep.writer import write
 from frontier.data.shards import ShardSet
 from frontier.errors import UserError
+from tests.data_prep.opening import refusal
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:
@@ -362,3 +363,22 @@ def test_damaged_tags_are_one_reason_and_no_warning(tmp_path: Path) -> None:
                 refused.append(str(error))
     assert len(refused) > 20
     assert "\n" not in "".join(refused)
+
+
+@pytest.mark.parametrize(
+    ("reader", "name", "settings"),
+    [
+        ("geotiff", "a.tif", {}),
+        ("raster_series", "20200101.tif", {}),
+        ("netcdf", "a.nc", {}),
+        ("npy", "a.npy", {"axes": "CHW"}),
+        ("npy", "a.npz", {"axes": "CHW"}),
+        ("webdataset", "a.tar", {}),
+        ("folder", "a.png", {}),
+    ],
+)
+def test_a_pipe_among_the_files_is_not_waited_for(
+    tmp_path: Path, reader: str, name: str, settings: dict[str, str]
+) -> None:
+    os.mkfifo(tmp_path / name)
+    assert "not a regular file" in refusal(reader, tmp_path, **settings)

@@ -111,6 +111,17 @@ def test_window_beyond_the_edges(tmp_path: Path) -> None:
     assert valid[1].all()
 
 
+def test_a_block_beyond_all_memory_is_one_line(tmp_path: Path) -> None:
+    """A sparse file of a few hundred bytes may declare blocks of any size."""
+    path = tmp_path / "a.tif"
+    sides = {"height": 1 << 20, "width": 1 << 20, "blockxsize": 1 << 14, "blockysize": 1 << 14}
+    profile = {"driver": "GTiff", "count": 1, "dtype": "uint16", "crs": "EPSG:32631", "transform": UTM, "tiled": True}
+    with rasterio.open(path, "w", **profile, **sides, SPARSE_OK=True, BIGTIFF="YES"):
+        pass
+    with environment(), open_raster(path) as dataset, pytest.raises(UserError, match=r"a.tif: 1048576x1048576 pixels"):
+        read_window(dataset, [1] * 64, [None] * 64, 0, 0, 1 << 20, 1 << 20)
+
+
 @pytest.mark.parametrize("kind", ["alpha", "mask", "nan", "huge"])
 def test_validity(tmp_path: Path, kind: str) -> None:
     there = np.random.default_rng(1).random((40, 50)) < 0.7

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from data_prep.statistics import (
     PERCENTILES,
@@ -16,6 +17,7 @@ from data_prep.statistics import (
     merge_statistics,
     published_statistics,
 )
+from frontier.data.transforms import normalise
 
 
 def published(images: np.ndarray, *arguments: Any, step: int = 3) -> dict[str, Any]:
@@ -75,6 +77,17 @@ def test_nan_and_infinity_count_nowhere() -> None:
     found = published(images)
     for band in range(2):
         compare(found, band, images[:, band][np.isfinite(images[:, band])])
+
+
+def test_what_float32_cannot_hold_counts_nowhere_and_is_missing_in_training() -> None:
+    """-1.8e308 is what some programs write for missing pixels, declared or not."""
+    values = np.arange(24.0).reshape(2, 1, 3, 4)
+    values[1, 0, 0, :2] = -np.finfo(np.float64).max, 1e39
+    found = published_statistics(block_statistics(values))
+    kept = np.delete(np.arange(24.0), [12, 13])
+    assert found is not None and found["count"] == [22] and found["std"] == pytest.approx([kept.std()], rel=1e-12)
+    mean, std = (torch.tensor(found[key], dtype=torch.float32) for key in ("mean", "std"))
+    assert normalise(torch.from_numpy(values), mean, std)[1, 0, 0, :2].tolist() == [0, 0]
 
 
 def test_masks_of_dates_and_of_bands() -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from data_prep import writer
-from data_prep.plan import PlanOptions, make_plan, shard_count
+from data_prep.plan import PlanOptions, content_fingerprint, make_plan, shard_count
 from data_prep.scenes import SceneSource
 from data_prep.verify import verify
 from data_prep.writer import write
@@ -278,11 +279,48 @@ def test_verify_finds_what_is_wrong(tmp_path: Path) -> None:
     # Even where someone made sizes and hashes agree, the sample's own checksum tells.
     entry |= {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     (out / "manifest.json").write_text(json.dumps(manifest))
+    assert "fingerprint" in verify(out)[0][0]
+    manifest["fingerprint"] = content_fingerprint(manifest["plan"], manifest["shards"])
+    (out / "manifest.json").write_text(json.dumps(manifest))
     assert verify(out) == ([], 8)
     problems, _ = verify(out, deep=True)
     assert len(problems) == 1
     assert "train-00001.h5" in problems[0]
     assert "number 3" in problems[0]
+
+
+def test_verify_holds_the_manifest_against_the_plan(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write(source(16), out, OPTIONS)
+    path = out / "manifest.json"
+    whole = path.read_text()
+
+    def found(change: Callable[[dict[str, Any]], Any], deep: bool = False) -> list[str]:
+        manifest = json.loads(whole)
+        change(manifest)
+        path.write_text(json.dumps(manifest))
+        return verify(out, deep=deep)[0]
+
+    for change in (lambda s2: s2["bands"].reverse(), lambda s2: s2.update(scale=3.0)):
+        (said,) = found(lambda m, change=change: change(m["images"]["s2"]))  # type: ignore[misc]
+        assert "images in the manifest are not those of plan.json" in said
+    (said,) = found(lambda m: m["classes"].reverse())
+    assert "classes in the manifest" in said
+    (said,) = found(lambda m: m.update(fingerprint="0" * 64))
+    assert "fingerprint" in said
+    (said,) = found(lambda m: m["images"]["s2"]["statistics"]["percentiles"]["50"].reverse(), deep=True)
+    assert "percentile 50 of 's2'" in said
+    plan = out / "plan.json"
+    record = json.loads(plan.read_text())
+    record["shards"][0]["ids_sha256"] = "0" * 64
+    plan.write_text(json.dumps(record))
+    (said,) = found(lambda m: None, deep=True)
+    assert f"{record['shards'][0]['file']}: does not hold the samples" in said
+    plan.write_text("{")
+    (said,) = found(lambda m: None)
+    assert "plan.json is damaged" in said
+    plan.unlink()
+    assert found(lambda m: None, deep=True) == [], "a copy of shards and manifest alone is whole"
 
 
 def test_verify_recomputes_the_statistics(tmp_path: Path) -> None:

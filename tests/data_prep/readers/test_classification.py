@@ -235,6 +235,9 @@ def test_splits_in_csv(tmp_path: Path) -> None:
     (root / "train.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match=r"train.csv: no column Filename among a, b"):
         read("eurosat", root, PARTIAL)
+    (root / "train.csv").write_text("Filename\n" + "x" * 200_000)
+    with pytest.raises(UserError, match=r"train.csv: cannot be read \(field larger than"):
+        read("eurosat", root, PARTIAL)
     (root / "train.csv").write_text("a,Filename\n1,Forest/Forest_0.jpg\n2\n")
     with pytest.raises(UserError, match=r"train.csv: line 3 has no Filename"):
         read("eurosat", root, PARTIAL)

@@ -140,6 +140,40 @@ def test_scenes_that_mark_missing_pixels_differently(tmp_path: Path) -> None:
     assert np.array_equal(found["valid"][1], (values != values[0, 5, 5])[0])
 
 
+@pytest.mark.parametrize("kind", ["several values", "scaled", "floats"])
+def test_a_band_that_is_missing_alone_is_never_taken_for_zero(tmp_path: Path, kind: str) -> None:
+    values = pixels(0, (3, 16, 16), "float32" if kind == "floats" else "uint16") + 10
+    values[0, :4] = math.nan if kind == "floats" else 7
+    path = save_tiff(tmp_path / "in" / "a_20200601.tif", values, nodata=None if kind == "floats" else 7)
+    if kind == "several values":
+        save_tiff(tmp_path / "in" / "b_20200701.tif", pixels(1, (3, 16, 16)) + 10, nodata=5)
+    settings = {"scaled": {"scaling": "apply"}, "floats": {"valid": "any"}}.get(kind, {})
+    source = read(path.parent, size=16, **settings)
+    found = every(source)
+    assert source.images["image"].nodata is None and source.arrays["valid"].axes == "CHW"
+    there = np.ones((3, 16, 16), np.uint8)
+    there[0, :4] = 0
+    assert np.array_equal(found["valid"][0], there)
+    assert found["valid_fraction"][0] == 1, "of pixels that have a band"
+    write(source, tmp_path / "out", PlanOptions())
+    shards = ShardSet(tmp_path / "out", "train")
+    low = shards.manifest["images"]["image"]["statistics"]["min"]
+    assert min(low) > 10, "zeros that stand for nothing are no values"
+    series = open_with("raster_series", path.parent, size=16, **settings)
+    assert series.arrays["valid"].axes == "TCHW" and np.array_equal(every(series)["valid"][0, 0], there)
+
+
+def test_scales_that_say_nothing_and_values_that_they_make_too_large(tmp_path: Path) -> None:
+    for name, scale, offset in (("nan", math.nan, 0), ("zero", 0, 0), ("endless", 1, math.inf)):
+        save_tiff(tmp_path / f"{name}.tif", pixels(), scales=[scale] * 3, offsets=[offset] * 3)
+        assert f"scale {scale:g}, offset {offset:g} of band 1" in refused(tmp_path / f"{name}.tif", size=32)
+    values = pixels(0, (1, 16, 16), "float32")
+    values[0, 0, 0] = 1e30
+    save_tiff(tmp_path / "large.tif", values, scales=[1e20], offsets=[0])
+    found = every(read(tmp_path / "large.tif", size=16, scaling="apply"))
+    assert np.isfinite(found["image"]).all() and not found["valid"][0, 0, 0] and found["valid"].sum() == 255
+
+
 def test_nan_is_missing_and_never_stored(tmp_path: Path) -> None:
     values = pixels(0, (2, 32, 32)).astype(np.float32)
     values[0, 3, 4], values[1, 20, 20] = np.nan, np.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,11 @@ def test_scale_factor(tmp_path: Path) -> None:
     assert "scaling=apply" in refused(tmp_path / "b.nc", size=4)
     found = every(read(tmp_path / "b.nc", size=4, scaling="apply"))
     assert np.allclose(found["series"][0, :, 1], values)
+    for items in ({"scale_factor": math.nan}, {"scale_factor": 0.0}, {"add_offset": math.inf}):
+        save4(tmp_path / "b.nc", cube(2, 4, 4, a=(("t", "y", "x"), values, items)))
+        assert "scale_factor" in refused(tmp_path / "b.nc", size=4) and "of a: mend" in refused(
+            tmp_path / "b.nc", size=4
+        )
 
 
 def test_band_dimension_any_order_and_backward_time(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -358,6 +359,29 @@ def test_damaged_npz(tmp_path: Path) -> None:
     said = dict(line.split("\t") for line in report.read_text().splitlines())
     assert said.keys() == {"b.npz", "c.npz", "d.npz"}
     assert "Python objects" in said["d.npz"]
+
+
+def test_a_stored_npz_is_held_against_its_checksum(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=numbers(0, 3, 2, 8, 8))
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    data[300] ^= 1  # in the numbers: the file is mapped, so that no other check sees it
+    (tmp_path / "a.npz").write_bytes(data)
+    with pytest.raises(UserError, match=r"a.npz \(cannot be read: Bad CRC-32"):
+        read(tmp_path, {"axes": "NCHW"})
+
+
+def test_a_npz_that_unpacks_to_more_than_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros((4, 2, 512, 512), np.float32))
+    read(tmp_path, {"axes": "NCHW"})
+    monkeypatch.setattr(npy.psutil, "virtual_memory", lambda: SimpleNamespace(available=4 << 20))
+    with pytest.raises(UserError, match=r"a.npz \(cannot be read: 0.0 GiB once unpacked, .* save it as .npy"):
+        read(tmp_path, {"axes": "NCHW"})
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 2, 8, 8)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", header.getvalue() + bytes(1000))
+    with pytest.raises(UserError, match=r"bytes, but the archive holds 1,"):
+        read(tmp_path, {"axes": "NCHW"})
 
 
 def test_changed_after_listing(tmp_path: Path) -> None:

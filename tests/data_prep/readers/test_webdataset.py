@@ -226,6 +226,26 @@ def test_labels(tmp_path: Path) -> None:
         read(path, {"label": "none", "classes": "a"})
 
 
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ("9" * 5000, "is too large for a class number"),
+        ("70000", "is too large for a class number"),
+        ("+-1", ""),
+        ("-" + "9" * 5000, ""),
+        ("\u0663", ""),
+    ],
+)
+def test_strange_numbers_as_labels(tmp_path: Path, label: str, said: str) -> None:
+    tar(tmp_path / "a.tar", [*sample(0, cls="0"), *sample(1, cls=label)])
+    if said:
+        with pytest.raises(UserError, match=rf"a.tar/k1 \(label [0-9]+ {said}"):
+            read(tmp_path)
+    else:
+        names = {"-": ["0", "none"]}.get(label[0], ["0", label])
+        assert labels_of(read(tmp_path)) == names
+
+
 def test_labels_that_change_make_another_plan(tmp_path: Path) -> None:
     prints = set()
     for labels in ("01", "10", "10"):
@@ -368,14 +388,22 @@ def test_damaged_shards(tmp_path: Path) -> None:
     (tmp_path / "in" / "empty.tar").write_bytes(b"")
     (tmp_path / "in" / "text.tar").write_text("nothing of the kind" * 100)
     (tmp_path / "in" / "unended.tar").write_bytes(whole[: found[5].offset + -(-found[5].size // 512) * 512])
+    (tmp_path / "in" / "joined.tar").write_bytes(whole + whole)
     source = read(tmp_path / "in", on_error="skip", report=tmp_path / "bad.tsv")
     said = dict(line.split("\t") for line in (tmp_path / "bad.tsv").read_text().splitlines())
-    assert said.keys() == {f"{name}.tar" for name in ("header", "cut", "cut_last", "cut_header", "empty", "text")}
+    bad = {f"{name}.tar" for name in ("header", "cut", "cut_last", "cut_header", "empty", "text", "joined", "unended")}
+    assert said.keys() == bad
+    assert "without the mark of an archive's end" in said["unended.tar"]
+    assert "goes on after its end" in said["joined.tar"] and "cat" in said["joined.tar"]
+    assert source.listing().notes["shards"] == 1
+    source = read(tmp_path / "in", {"unended": "take"}, on_error="skip", report=tmp_path / "bad.tsv")
+    said = dict(line.split("\t") for line in (tmp_path / "bad.tsv").read_text().splitlines())
+    assert said.keys() == bad - {"unended.tar"}
     assert said["header.tar"] == f"damaged at byte {header:,}: fetch it again"
     assert said["cut_header.tar"] == f"damaged at byte {header:,}: fetch it again"
     assert source.listing().notes["shards"] == 2
     assert len(source.listing().ids) == 12, "all of the whole shard, and of the one without an end mark"
-    with pytest.raises(UserError, match=r"6 of 18 samples cannot be used: cut.tar \("):
+    with pytest.raises(UserError, match=r"8 of 14 samples cannot be used: cut.tar \("):
         read(tmp_path / "in")
     with pytest.raises(UserError, match=r"text.tar"):
         read(tmp_path / "in" / "text.tar")
