@@ -14,6 +14,7 @@ from typing import Any
 from frontier.errors import UserError
 from gpna.descriptor import (
     RADAR_BANDS,
+    SHORTEST_OPTICAL_NM,
     SHORTEST_RADAR_NM,
     Band,
     Sensor,
@@ -210,6 +211,11 @@ def bands_of(entry: Mapping[str, Any], sensor: str | None = None, where: str = "
 def _recognise(given: Mapping[str, Any], spoken: list[Sensor], units: str | None, where: str) -> Band:
     name, centre, width = given["name"], given.get("centre_nm"), given.get("width_nm")
     known = next((found for s in spoken if (found := s.find(name))), None)
+    if centre and centre < SHORTEST_OPTICAL_NM:
+        raise UserError(
+            f"{where}: band {name}: {centre:g} nm in the manifest is too short for light: write the shards with wavelengths in nm, "
+            "or name a sensor"
+        )
     if centre and centre < SHORTEST_RADAR_NM:
         if known is not None and known.kind == "optical":
             own = known.stem != default_stem(known)  # set by the descriptor, not made of its wavelength

@@ -20,7 +20,9 @@ from gpna.head_sections import (
     Task,
     TextTask,
 )
+from gpna.packed import pack
 from gpna.sources import OpenSource, labels_of
+from gpna.text_vectors import vectors_of
 
 UNKNOWN_PIXEL = 255
 
@@ -36,6 +38,11 @@ def settle(name: str, task: Task, source: OpenSource) -> Task:
     if not labelled:
         raise UserError(f"{where}: no sample of {shards.path} ({shards.split}) has a label in '{column}'")
     found: dict[str, Any] = {"labelled": labelled}
+    if isinstance(task, TextTask):
+        try:
+            found["stored"] = pack(vectors_of(task).vectors)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
     match task:
         case ClassificationTask() | MultilabelTask() | TextTask(task="classification"):
             if dtype.kind not in "iub":

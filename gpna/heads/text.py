@@ -12,7 +12,7 @@ from gpna.head_sections import TextTask
 from gpna.heads.base import Head, constant, known_mean
 from gpna.heads.vectors import regression_error
 from gpna.query_attention import QueryDecoder
-from gpna.text_vectors import TextVectors, load_text_vectors
+from gpna.text_vectors import TextVectors, vectors_of
 
 
 class Text(Head):
@@ -30,7 +30,7 @@ class Text(Head):
         task.require_statistics()
         super().__init__()
         self.task = task
-        found = vectors or load_text_vectors(task.vectors, task.texts)
+        found = vectors or vectors_of(task)
         self.names, self.vectors = found.names, scaled(found.vectors)
         self.register_buffer("texts", torch.empty(self.vectors.shape), persistent=False)
         for name in ("mean", "std") if task.task == "regression" else ():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from data_prep.readers import _sustainbench_landsat as landsat
 from data_prep.readers import geobench_tasks, sustainbench_crop_type, sustainbench_crop_yield, sustainbench_landcover
@@ -167,6 +168,10 @@ def test_a_users_own_yaml(tmp_path):
         ('units: "1"|vector: words', "vector: give a list of numbers"),
         ("bands:|bands: {}\nx:", "unknown key 'x'"),
         ("name: outages|name: [", "is not YAML"),
+        ("centre_nm: \\d+|centre_nm: 0.665", "0.665 is too short for light: give it in nm"),
+        ("bands:|bands:\n  share_without_power: {kind: variable}", "'share_without_power' stands there twice"),
+        ('units: "1"|vector: [0, 0]', "vector: needs one axis of finite numbers, not all 0"),
+        ('units: "1"|vector: no.npy', "no.npy cannot be read (No such file or directory)"),
     ],
 )
 def test_mistakes_in_a_descriptor_are_named(tmp_path, change, message):
@@ -189,7 +194,28 @@ def test_vectors_come_from_lists_and_files(tmp_path):
         assert Band.from_dict(json.loads(json.dumps(band.as_dict()))) == band
     path.write_text("bands: {a: {kind: variable, vector: 'words.npz:outages'}}")
     with pytest.raises(UserError, match="did you mean outage"):
-        vector_of(find_sensor(path).bands["a"])
+        find_sensor(path)
+
+
+def test_a_resolved_config_holds_the_vectors_and_needs_no_file(tmp_path):
+    given = np.random.default_rng(0).normal(size=700).astype(np.float32)
+    np.save(tmp_path / "word.npy", given)
+    path = tmp_path / "own.yaml"
+    path.write_text("bands: {a: {kind: variable, vector: word.npy}}")
+    band = find_sensor(path).bands["a"]
+    stored = yaml.safe_dump(band.as_dict())
+    (tmp_path / "word.npy").unlink()
+    assert len(stored) < 5 * 700 * 4 and (np.asarray(band.vector, np.float32) == given).all()
+    again = Band.from_dict(yaml.safe_load(stored))
+    assert again == band and (vector_of(again) == vector_of(band)).all()
+    with pytest.raises(UserError, match="band a: vector: is damaged"):
+        Band.from_dict({"name": "a", "kind": "variable", "stem": "a", "vector": "float32:2:AAAA"})
+
+
+def test_wavelengths_of_a_manifest_in_micrometres_are_refused():
+    entry = {"bands": [{"name": "red", "centre_nm": 0.665, "width_nm": 0.03}]}
+    with pytest.raises(UserError, match="data.x: band red: 0.665 nm in the manifest is too short for light"):
+        bands_of(entry, where="data.x")
 
 
 def plain(count):
