@@ -52,7 +52,7 @@ class _Classes(LabelledTask):
 
 
 class ClassificationTask(_Classes):
-    """One of several classes; label -1 = missing."""
+    """One of several classes; a negative label = missing."""
 
     head: Literal["classification"]
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -68,7 +68,7 @@ class MultilabelTask(_Classes):
 
 
 class RegressionTask(LabelledTask):
-    """One or more numbers; NaN = missing."""
+    """One or more numbers; NaN or infinite = missing."""
 
     head: Literal["regression"]
     outputs: int | None = Field(None, ge=1)
@@ -167,7 +167,7 @@ class SegmentationTask(PixelTask):
 
 
 class DensityTask(PixelTask):
-    """Counts for each pixel; negative or NaN = unknown."""
+    """Counts for each pixel; negative, NaN or infinite = unknown."""
 
     head: Literal["density"]
     loss: Literal["poisson", "squared"] = "poisson"

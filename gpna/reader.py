@@ -18,11 +18,12 @@ from frontier.data.feed import stream_seed
 from frontier.data.loader import Batch
 from frontier.data.random import stream_keys, uniform
 from frontier.data.transforms import Normaliser, apply_symmetry, draw_symmetries, take_bands
+from frontier.errors import UserError
 from gpna.batching import cluster, pack
 from gpna.config import BatchingSection, GPNASection
 from gpna.fourier import place_features, time_features
-from gpna.head_sections import DensityTask, PixelTask, RegressionTask, Task, TextTask
-from gpna.heads.pixels import draw_pixels, gather_pixels
+from gpna.head_sections import DensityTask, PixelTask, RegressionTask, SegmentationTask, Task, TextTask
+from gpna.heads.pixels import UNKNOWN, draw_pixels, gather_pixels
 from gpna.sensors import InputSpec
 from gpna.sources import OpenSource, Times
 from gpna.tokenizer import over_values, patches
@@ -73,8 +74,14 @@ class GPNAReader:
         }
 
     def place(self, batches: Mapping[str, Batch]) -> dict[str, Placed]:
-        """Normalise, augment and encode each source's samples."""
-        return {name: self._place(self.sources[name], batch) for name, batch in batches.items()}
+        """Normalise, augment and encode each source's samples. Raises UserError for places, times and classes that cannot be."""
+        found = {}
+        for name, batch in batches.items():
+            try:
+                found[name] = self._place(self.sources[name], batch)
+            except UserError as error:
+                raise UserError(f"data.sources.{name}: {error}") from None
+        return found
 
     def _place(self, source: OpenSource, batch: Batch) -> Placed:
         columns, members = picked(source, batch.columns), batch.members
@@ -89,7 +96,11 @@ class GPNAReader:
             tokens[column] = None if there is None else tokens_there(there, spec)
             pixels[column] = None if there is None else there.to(self.device)
             time[column] = self._time(source, columns, column, spec, len(members)).to(self.device)
-        labels = {name: columns[target].to(self.device) for name, target in source.targets.items()}
+        labels = {}
+        for name, target in source.targets.items():
+            if self.training:
+                check_classes(self.model.tasks[name], target, columns[target])
+            labels[name] = columns[target].to(self.device)
         return Placed(
             values, pixels, tokens, self._where(source, columns, len(members)).to(self.device), time, labels, members
         )
@@ -240,6 +251,18 @@ def spread(hide: np.ndarray, count: int) -> np.ndarray:
     few = have[:, None] <= count
     steps = np.where(few, np.arange(count)[None, :], steps)
     return np.take_along_axis(order, steps, 1)
+
+
+def check_classes(task: Task, column: str, labels: Tensor) -> None:
+    """Raises UserError for a map with a class that the head has not: labels are not all looked at when a run starts."""
+    if not isinstance(task, SegmentationTask):
+        return
+    found = labels.long()
+    wrong = found[(found != UNKNOWN) & ((found < 0) | (found >= (task.classes or 0)))]
+    if len(wrong):
+        raise UserError(
+            f"'{column}' holds class {int(wrong[0])} of {task.classes}: give more classes, or mark unknown pixels {UNKNOWN}"
+        )
 
 
 def normaliser_of(source: OpenSource, column: str, device: torch.device) -> Normaliser:

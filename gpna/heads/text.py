@@ -55,11 +55,12 @@ class Text(Head):
         return self.decoder(self.texts if texts is None else texts, latents).squeeze(-1)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Cross entropy over the texts (target [n] int, -1 = missing), or the squared error (target [n] float, NaN = missing): [n]."""
+        """Cross entropy over the texts (target [n] int, negative = missing), or the squared error (target [n] float, NaN or infinite =
+        missing): [n]."""
         if self.task.task == "classification":
-            return F.cross_entropy(outputs.float(), target.long(), ignore_index=-1, reduction="none")
+            return F.cross_entropy(outputs.float(), target.long().clamp(min=-1), ignore_index=-1, reduction="none")
         target = target.float().reshape(outputs.shape)
-        known = ~target.isnan()
+        known = target.isfinite()
         asked = (torch.where(known, target, self.mean) - self.mean) / self.std
         return known_mean(regression_error(outputs.float(), asked, "mse", 1.0), known)
 

@@ -106,6 +106,23 @@ def test_tokens_that_are_there(plan: Any, placed: tuple[Any, Any]) -> None:
     assert batch["series"].time["table"].shape[1] == 1 and not batch["series"].time["table"].any()
 
 
+def test_what_cannot_be_is_told_with_its_source(plan: Any) -> None:
+    reader = plan.feed.reader(CPU, 3)
+    batches = next(Loaders(plan.feed.streams, 0, 1, 0, CPU, 3).batches(0))
+    scenes = batches["scenes"]
+    cover = scenes.columns["area"].clone()
+    cover[1, 2, 3] = 7  # settled from the first samples of a split whose maps are many
+
+    def told(**columns: torch.Tensor) -> str:
+        with pytest.raises(UserError) as error:
+            reader.place({"scenes": replace(scenes, columns={**scenes.columns, **columns})})
+        return str(error.value)
+
+    assert told(area=cover).startswith("data.sources.scenes: 'area' holds class 7 of 2: give more classes")
+    far = torch.full((len(cover),), 95.0)
+    assert told(lon=far, lat=far).startswith("data.sources.scenes: latitude 95 must lie in")
+
+
 def test_hidden_tokens_are_seen_from_nowhere(plan: Any, placed: tuple[Any, Any]) -> None:
     """Other values under the hidden tokens leave the latents as they are; the answers hold those values."""
     reader, batch = placed
