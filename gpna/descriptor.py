@@ -274,9 +274,9 @@ def _stored_vector(path: Path, key: str, where: str) -> Any:
                 return found[key]
         return found
     except OSError as error:
-        why = error.strerror or error
+        why = error.strerror or str(error)
     except (ValueError, EOFError, BadZipFile) as error:
-        why = error
+        why = str(error)
     raise UserError(f"{where}: {path} cannot be read ({why}): give FILE.npy or FILE.npz:KEY")
 
 

@@ -21,6 +21,9 @@ from tests.gpna.sets import small_config, write_both
 CLASSES = {"head": "classification", "source": "scenes", "target": "label"}
 SCENES, SERIES = "data.sources.scenes", "data.sources.series"
 
+ONE: dict[str, Any] = {SCENES: None, "model.tasks.kind": None, "model.tasks.cover": None}
+"""Changes after which only the series are left, which have neither positions nor wavelengths."""
+
 MISTAKES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     # tasks
     "no such source": ({"model.tasks.kind.source": "scene"}, ("no source 'scene'", "scenes, series")),
@@ -102,6 +105,20 @@ MISTAKES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {f"{SCENES}.per_batch": 8, f"{SERIES}.per_batch": 8},
         ("adds up to 16", "train.global_batch is 32"),
     ),
+    # without effect on these data
+    "clusters without bounds": ({"model.batching": {"method": "one", "max_tokens": 99}}, ("max_tokens has no effect",)),
+    "each alone with a bound": (
+        {"model.batching": {"method": "each", "max_padding": 0.2}},
+        ("model.batching: max_padding has no effect with method each",),
+    ),
+    "frequencies of no position": ({"model.tokens": {"position": 0, "highest": 3.0}}, ("highest has no effect",)),
+    "mixing of one source": (ONE | {"data.mixing": 0.5}, ("data.mixing has no effect: there is one source",)),
+    "weight of one source": (ONE | {f"{SERIES}.weight": 2}, (f"{SERIES}.weight has no effect",)),
+    "region of points": (ONE | {"model.tokens": {"region": "first"}}, ("model.tokens.region has no effect",)),
+    "wavelengths of none": (ONE | {"model.tokens": {"highest_spectral": 2.0}}, ("no band is optical",)),
+    "normalised single values": (ONE | {"model.masked.norm_pix": True}, ("model.masked.norm_pix has no effect",)),
+    "texture of single values": (ONE | {"model.masked.texture": 0.5}, ("model.masked.texture has no effect",)),
+    "doubt about no place": ({f"{SERIES}.place_uncertainty_m": 10.0}, (f"{SERIES}.place_uncertainty_m", "lon and lat")),
     # model
     "unknown preset": ({"model.preset": "gpna_bsae"}, ("gpna_bsae", "gpna_base")),
     "width and heads": ({"model.heads": 5}, ("model.heads 5", "width 32")),
