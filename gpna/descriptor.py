@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -123,10 +123,21 @@ def known_sensors() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
+def is_own(sensor: str) -> bool:
+    """Whether it is the path of a user's own YAML file, and not the name of a descriptor of the package."""
+    return sensor.endswith((".yaml", ".yml")) or "/" in sensor
+
+
+def recorded_sensor(path: str, bands: Sequence[Band], gsd_m: float | None) -> Sensor:
+    """A descriptor of the bands that a run took from the file `path`, under their own names."""
+    also = {band.name.lower(): band.name for band in bands}
+    return Sensor(Path(path).stem, path, gsd_m, {band.name: band for band in bands}, also, ())
+
+
 def find_sensor(name_or_path: str | Path) -> Sensor:
     """A descriptor of the package by its name, or the user's own by the path of its YAML file. Raises UserError."""
     text = str(name_or_path)
-    own = text.endswith((".yaml", ".yml")) or "/" in text
+    own = is_own(text)
     if not own and text not in known_sensors():
         raise UserError(f"no sensor '{text}': {nearest(text, known_sensors())}; or give the path of a YAML file")
     return _read(text, tuple(key for key in _TOP if key != "says")) if own else built_in(text)

@@ -138,7 +138,7 @@ def footprint_of(axes: str, shape: tuple[int, ...]) -> int:
 
 def input_spec(
     entry: Mapping[str, Any],
-    sensor: str | None = None,
+    sensor: str | Sensor | None = None,
     *,
     where: str = "input",
     crop: int | None = None,
@@ -160,7 +160,7 @@ def input_spec(
         shape = tuple(crop if axis in "HW" else size for axis, size in zip(axes, shape, strict=True))
     gsd = entry.get("gsd_m")
     if gsd is None and sensor is not None:
-        gsd = find_sensor(sensor).gsd_m
+        gsd = (sensor if isinstance(sensor, Sensor) else find_sensor(sensor)).gsd_m
     found = entry.get("statistics")
     if found:
         mean, std = found["mean"], found["std"]
@@ -182,10 +182,10 @@ def input_spec(
     )
 
 
-def bands_of(entry: Mapping[str, Any], sensor: str | None = None, where: str = "input") -> tuple[Band, ...]:
+def bands_of(entry: Mapping[str, Any], sensor: str | Sensor | None = None, where: str = "input") -> tuple[Band, ...]:
     """The bands of an entry of a manifest's `images`, in order.
 
-    With `sensor` (a descriptor's name or a path) every band is the descriptor's band of that name. Without, each band is, in this order:
+    With `sensor` (a descriptor, its name or a path) every band is the descriptor's band of that name. Without, each band is, in this order:
     what its centre wavelength says; the band of that name of a descriptor that the entry's sensor text speaks of; C-band SAR where
     it is called VV, VH, HH or HV; the colour that its common name or name says; else a variable of its name. A descriptor that is
     recognised still gives stems and units, wavelengths are the manifest's. `where` (source and column) stands in messages and makes
@@ -193,7 +193,7 @@ def bands_of(entry: Mapping[str, Any], sensor: str | None = None, where: str = "
     """
     given = entry["bands"]
     if sensor is not None:
-        found = find_sensor(sensor)
+        found = sensor if isinstance(sensor, Sensor) else find_sensor(sensor)
         chosen = []
         for band in given:
             one = found.find(band["name"])

@@ -16,7 +16,7 @@ from frontier.data.subset import Subset
 from frontier.errors import UserError
 from gpna.config import InputSection, SourceSection
 from gpna.head_sections import Task
-from gpna.sensors import InputSpec, input_spec
+from gpna.sensors import InputSpec, Sensor, input_spec
 
 SCALARS = ("lon", "lat", "gsd_m", "time_start", "time_end")
 """Columns of one number a sample that say where and when, read where they are there."""
@@ -64,8 +64,17 @@ class OpenSource:
         return self.section.model_copy(update=found)
 
 
-def open_source(name: str, section: SourceSection, tasks: Mapping[str, Task], check: bool) -> OpenSource:
-    """Open the shards and bind what the section and the `tasks` of this source name. Raises UserError."""
+def open_source(
+    name: str,
+    section: SourceSection,
+    tasks: Mapping[str, Task],
+    check: bool,
+    sensors: Mapping[str, Sensor] | None = None,
+) -> OpenSource:
+    """Open the shards and bind what the section and the `tasks` of this source name. Raises UserError.
+
+    `sensors`: by column, descriptors to take instead of those that the section names.
+    """
     where = f"data.sources.{name}"
     try:
         shards: ShardSet = ShardSet(section.shards, split=section.split, check=check)
@@ -86,7 +95,9 @@ def open_source(name: str, section: SourceSection, tasks: Mapping[str, Task], ch
             if pick != list(range(len(entry["bands"]))):
                 picks[column], entry = pick, picked_entry(entry, pick)
         try:
-            inputs[column] = input_spec(entry, given.sensor, where=key, footprint=given.footprint)
+            inputs[column] = input_spec(
+                entry, (sensors or {}).get(column, given.sensor), where=key, footprint=given.footprint
+            )
         except UserError as error:
             raise UserError(f"{key}: {str(error).removeprefix(f'{key}: ')}") from None
     if section.symmetries and not any(
