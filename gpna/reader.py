@@ -31,6 +31,8 @@ from gpna.tokenizer import over_values, patches
 HIDE_STREAM = 32
 """Stream number of the choice of hidden tokens for `frontier.data.random`."""
 NOT_A_TIME = np.iinfo(np.int64).min
+FIRST_HOURS_S = 40_000
+"""Times in these first hours of 1970 are numbers of days, of a year or since 1970."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,8 @@ class GPNAReader:
             start, end = instants(columns, source.times[column])
             return time_features(start, end, size)
         unknown = torch.full((count,), torch.nan, dtype=torch.float64)
-        start = seconds(columns["time_start"]) if "time_start" in columns else unknown
-        end = seconds(columns["time_end"]) if "time_end" in columns else start
+        start = plausible(columns, "time_start") if "time_start" in columns else unknown
+        end = plausible(columns, "time_end") if "time_end" in columns else start
         end = torch.where(end.isnan(), start, end)
         return undated(start, end, spec.steps, size)
 
@@ -288,6 +290,22 @@ def seconds(stored: Tensor) -> Tensor:
     return torch.where((stored == 0) | (stored == NOT_A_TIME), torch.nan, out)
 
 
+def plausible(columns: Mapping[str, Tensor], name: str) -> Tensor:
+    """`seconds` of a column. Raises UserError for numbers that are days, days of a year or written-out dates."""
+    found = seconds(columns[name])
+    known = found[found.isfinite()]
+    if len(known):
+        days = known[(known > 0) & (known < FIRST_HOURS_S)]
+        year, month, day = known // 10_000, known // 100 % 100, known % 100
+        written = (year >= 1900) & (year < 2100) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
+        if len(days) or bool(written.all()):
+            what = "a date such as 20200131" if bool(written.all()) else "a number of days"
+            raise UserError(
+                f"'{name}' holds {int((days if len(days) else known)[0])}, which looks like {what}: write Unix seconds (UTC), 0 where unknown"
+            )
+    return found
+
+
 def undated(start: Tensor, end: Tensor, steps: int, size: int) -> Tensor:
     """[B, steps or 1, size] features of dates that are not known, of samples from `start` to `end` [B].
 
@@ -308,10 +326,10 @@ def undated(start: Tensor, end: Tensor, steps: int, size: int) -> Tensor:
 
 def instants(columns: Mapping[str, Tensor], times: Times) -> tuple[Tensor, Tensor]:
     """(start, end) [B, T] Unix seconds, NaN where unknown."""
-    start = seconds(columns[times.start])
+    start = plausible(columns, times.start)
     if start.ndim == 3:
         return start[..., 0], start[..., 1]
-    end = start if times.end is None else seconds(columns[times.end])
+    end = start if times.end is None else plausible(columns, times.end)
     return start, torch.where(end.isnan(), start, end)
 
 

@@ -107,7 +107,10 @@ def open_source(
             f"{where}.symmetries has no effect: none of its inputs has as many rows as columns; leave it out"
         )
     masks = [found[column]["mask"] for column in inputs if found[column]["mask"]]
-    times = {column: t for column, spec in inputs.items() if (t := times_of(shards.manifest, column, spec))}
+    try:
+        times = {column: t for column, spec in inputs.items() if (t := times_of(shards.manifest, column, spec))}
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     dated = [c for t in times.values() for c in (t.start, t.end) if c]
     scalars = [column for column in SCALARS if column in shards.manifest["columns"]]
     targets = {task_name: _target(shards, task, task_name) for task_name, task in tasks.items()}
@@ -127,7 +130,8 @@ def picked_entry(entry: Mapping[str, Any], pick: Sequence[int]) -> dict[str, Any
 
 
 def times_of(manifest: Mapping[str, Any], column: str, spec: InputSpec) -> Times | None:
-    """Where the dates of an input with axis T are, by the names that readers of `data_prep` give; None: nowhere."""
+    """Where the dates of an input with axis T are, by the names that readers of `data_prep` give; None: nowhere. Raises UserError for dates
+    of so named arrays that fit no input."""
     if "T" not in spec.axes:
         return None
     steps, arrays = spec.steps, manifest["arrays"]
@@ -141,6 +145,14 @@ def times_of(manifest: Mapping[str, Any], column: str, spec: InputSpec) -> Times
     for name in ("dates", "times"):
         if fits(name, [steps]) or fits(name, [steps, 2]):
             return Times(name, None)
+    lengths = {
+        one["shape"][one["axes"].index("T")] for one in manifest["images"].values() if "T" in one.get("axes", "CHW")
+    }
+    for name in (f"{column}_time_start", f"{column}_time", "dates", "times"):
+        if name in arrays and (name.startswith(column) or arrays[name]["shape"][0] not in lengths):
+            raise UserError(
+                f"'{name}' has shape {arrays[name]['shape']}, '{column}' has {steps} dates: write one number a date, Unix seconds (UTC)"
+            )
     return None
 
 
