@@ -19,8 +19,8 @@ from gpna.reader import GPNAReader
 from gpna.sources import OpenSource, open_source
 from gpna.targets import settle
 
-FIXED = ("split", "samples", "samples_seed", "per_batch", "block", "window")
-"""Of a source, what decides which samples make up a step."""
+FIXED = ("split", "samples", "samples_seed", "per_batch", "block", "window", "place_uncertainty_m")
+"""Of a source, what decides which samples make up a step, and where the model is told that they are."""
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,11 @@ def settle(name: str, task: Task, source: OpenSource) -> Task:
                     raise UserError(f"{where}: '{column}' has shape {shape}: multilabel takes one number a class")
             else:
                 _scalar(where, column, shape)
+                if dtype == np.uint8 and int(labels.max()) == UNKNOWN_PIXEL and not _told(task, shards, column):
+                    raise UserError(
+                        f"{where}: '{column}' holds 255, the mark of an unknown pixel of a map: store -1 where a sample has no label, or "
+                        "give classes: 256"
+                    )
                 classes = len(task.texts) if isinstance(task, TextTask) else _classes(task, shards, column, labels)
                 if int(labels.max()) >= classes:
                     raise UserError(
@@ -125,8 +130,13 @@ def class_names(manifest: Mapping[str, Any], column: str) -> list[str]:
     return list(manifest["classes"]) if column == "label" else []
 
 
+def _told(task: Any, shards: ShardSet, column: str) -> int:
+    """How many classes the config or the manifest says there are; 0 where neither does."""
+    return getattr(task, "classes", None) or len(class_names(shards.manifest, column))
+
+
 def _classes(task: Any, shards: ShardSet, column: str, labels: np.ndarray) -> int:
-    return task.classes or len(class_names(shards.manifest, column)) or max(2, int(labels.max()) + 1)
+    return _told(task, shards, column) or max(2, int(labels.max()) + 1)
 
 
 def _count(where: str, task: Any, key: str, found: int) -> dict[str, int]:
