@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from frontier import metrics
@@ -27,6 +28,7 @@ from frontier.data.manifest import nearest
 from frontier.data.shards import ShardSet
 from frontier.errors import UserError
 from frontier.probe.baselines import colour_texture
+from gpna.reader import seconds
 
 Row = dict[str, Any]
 _YEAR_S = 365.2425 * 86_400
@@ -132,6 +134,10 @@ def baselines(
         refitted = fitted
     out = []
     for name, candidates in kind.models(budget, len(train), seed):
+        if name == "logistic" and train.labels.ndim == 1 and len(np.unique(train.labels)) < 2:
+            why = "the samples that it would be fitted to are all of one class"
+            out.append({"task": task, "model": name, "kind": "baseline", "left_out": why})
+            continue
         scores: list[tuple[float, int]] = []
         for number, candidate in enumerate(candidates):
             if len(candidates) == 1:
@@ -212,14 +218,16 @@ def read_split(
     target: str,
     *,
     inputs: Sequence[str] | None = None,
+    bands: Mapping[str, Sequence[int]] | None = None,
     groups: str | None = None,
     place_and_time: bool = True,
 ) -> Split:
     """A split of a shard directory for `target` (or the column of that name), all in memory; physical units, masks and nodata as missing.
 
-    `inputs`: names (default: all); `groups`: the column that names the group. With `place_and_time`, what a GPNA model is
-    told beside the values is an input too: longitude, latitude, sine and cosine of the season and the year of the
-    middle of the sample's time, as far as the shards have them. Raises `UserError` for a name that there is not.
+    `inputs`: names (default: all); `bands`: by input the places of the bands that are taken (default: all); `groups`: the column that
+    names the group. With `place_and_time`, what a GPNA model is told beside the values is an input too: longitude, latitude, sine and cosine of
+    the season and the year of the middle of the sample's time, as far as the shards have them; NaN where they do not know. Raises
+    `UserError` for a name that there is not.
     """
     manifest, n = shards.manifest, len(shards)
     column = manifest["targets"].get(target, {}).get("column", target)
@@ -234,19 +242,24 @@ def read_split(
             raise UserError(f"shards {shards.path}: no input {name!r}: {nearest(name, manifest['images'])}")
         spec = manifest["images"][name]
         stored = shards.read(name, 0, n)
+        pick = (bands or {}).get(name)
+        if pick is not None:
+            stored = stored.take(pick, 1 + spec["axes"].index("C"))
         values[name] = stored.astype(np.float32) * spec.get("scale", 1.0) + spec.get("offset", 0.0)
         axes[name] = spec["axes"]
         there = np.ones(stored.shape, bool) if spec["nodata"] is None else stored != spec["nodata"]
         if spec["mask"] is not None:
             mask = shards.read(spec["mask"], 0, n)
             along = manifest["arrays"][spec["mask"]]["axes"]
+            if pick is not None and "C" in along:
+                mask = mask.take(pick, 1 + along.index("C"))
             # Axes that the mask has not are of size 1.
             there &= mask.reshape(n, *(mask.shape[1 + along.index(a)] if a in along else 1 for a in spec["axes"])) != 0
         if stored.dtype.kind == "f":
             there &= np.isfinite(stored)
         if not there.all():
             valid[name] = there
-    known = {name: shards.column(name).astype(np.float64) for name in _CONTEXT if name in manifest["columns"]}
+    known = {name: shards.column(name) for name in _CONTEXT if name in manifest["columns"]}
     if place_and_time and known:
         values["place_and_time"], axes["place_and_time"] = _context(known), "C"
     return Split(values, axes, labels, valid, None if groups is None else shards.column(groups))
@@ -255,10 +268,12 @@ def read_split(
 _CONTEXT = ("lon", "lat", "time_start", "time_end")
 
 
-def _context(known: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-    columns = [known[name] for name in ("lon", "lat") if name in known]
+def _context(known: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+    columns = [known[name].astype(np.float64) for name in ("lon", "lat") if name in known]
     if "time_start" in known:
-        middle = (known["time_start"] + known.get("time_end", known["time_start"])) / 2
+        # As the model's reader: 0 and NaT are no times, an end that is not known is the start.
+        start, end = (seconds(torch.tensor(known.get(n, known["time_start"]))).numpy() for n in _CONTEXT[2:])
+        middle = (start + np.where(np.isnan(end), start, end)) / 2
         year = middle / _YEAR_S
         columns += [np.sin(2 * np.pi * year), np.cos(2 * np.pi * year), year]
     return np.stack(columns, axis=1)
@@ -323,13 +338,27 @@ def _classifiers(budget: Budget, n: int, seed: int) -> _Models:
 
 
 def _taggers(budget: Budget, n: int, seed: int) -> _Models:
-    from sklearn.multioutput import MultiOutputClassifier
-
-    def for_each_label(make: Callable[[], Any]) -> Any:
-        return MultiOutputClassifier(make())
-
     for name, candidates in _classifiers(budget, n, seed):
-        yield name, [_Candidate(partial(for_each_label, one.make), one.settings) for one in candidates]
+        yield name, [_Candidate(partial(_EachLabel, one.make), one.settings) for one in candidates]
+
+
+class _EachLabel:
+    """A model of each label, fitted to the samples that have it; a constant where these are all yes or all no, or there is none."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+
+    def fit(self, x: NDArray[np.float32], labels: NDArray[Any]) -> _EachLabel:
+        self.models: list[Any] = []
+        for label in labels.T:
+            known = (label == 0) | (label == 1)
+            both = len(np.unique(label[known])) == 2
+            self.models.append(self.make().fit(x[known], label[known]) if both else int(label[known].max(initial=0)))
+        return self
+
+    def predict(self, x: NDArray[np.float32]) -> NDArray[Any]:
+        found = [np.full(len(x), one) if isinstance(one, int) else one.predict(x) for one in self.models]
+        return np.stack(found, 1)
 
 
 def _measure_regression(model: Any, x: NDArray[np.float32], test: Split, train: Split, seed: int, count: int) -> Row:
@@ -353,7 +382,7 @@ _KINDS = {
         _regressors,
         lambda predicted, truth: -float(np.mean((predicted - truth) ** 2)),
         _measure_regression,
-        lambda labels: ~np.isnan(labels),
+        np.isfinite,
     ),
     "classification": _Kind(
         _classifiers,
@@ -365,7 +394,7 @@ _KINDS = {
         _taggers,
         lambda predicted, truth: metrics.multilabel(predicted, truth, resamples=0)["micro_f1"],
         _measure_tags,
-        lambda labels: ((labels == 0) | (labels == 1)).all(1),
+        lambda labels: ((labels == 0) | (labels == 1)).any(1),
     ),
 }
 

@@ -33,6 +33,9 @@ def main(words: Sequence[str] | None = None) -> int:
     given = parser.parse_args(words)
     inputs = None if given.inputs is None else [name.strip() for name in given.inputs.split(",") if name.strip()]
     first = ShardSet(given.shards, "train")
+    targets = first.manifest["targets"]
+    if given.target not in targets:
+        raise UserError(f"shards {given.shards}: no target '{given.target}': {nearest(given.target, targets)}")
     splits = {
         split: read_split(
             ShardSet(given.shards, split),
@@ -49,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> int:
             f"shards {given.shards}: no split 'test': {nearest('test', splits)}: write with --test-fraction"
         )
     rows = baselines(
-        first.manifest["targets"][given.target]["kind"],
+        targets[given.target]["kind"],
         splits["train"],
         splits["test"],
         splits.get("val"),

@@ -49,6 +49,12 @@ PRESETS: dict[str, Size] = {
 """The paper gives no sizes; those from `gpna_base` on have the widths and depths of the ViTs of the Frontier study."""
 
 
+def changed(section: Section, *names: str) -> list[str]:
+    """Those of the keys `names` that have another value than their default."""
+    fields = type(section).model_fields
+    return [name for name in names if getattr(section, name) != fields[name].default]
+
+
 class TokenSection(Section):
     """The tokenizer. Sizes of encodings are numbers of Fourier features: a sine and a cosine for each frequency."""
 
@@ -70,6 +76,12 @@ class TokenSection(Section):
     stem: Literal["band", "generated"] = "band"
     """Convolutions of their own for each spectral band, or made by a network from what describes the band."""
 
+    @model_validator(mode="after")
+    def _positions(self) -> TokenSection:
+        if not self.position and (idle := changed(self, "region", "highest")):
+            raise ValueError(f"{idle[0]} has no effect with position: 0: leave it out")
+        return self
+
 
 class BatchingSection(Section):
     """How samples of different token counts go through the input attention together."""
@@ -80,6 +92,14 @@ class BatchingSection(Section):
     """Most padding of a sample in its cluster: a number of tokens, or below 1 a share of the mean token count of the batch."""
     max_tokens: int | None = Field(None, gt=0)
     """Of a cluster, padding included; a longer sample stands alone. Default: no limit."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> BatchingSection:
+        if self.method in ("one", "each") and (idle := changed(self, "max_padding", "max_tokens")):
+            raise ValueError(
+                f"{idle[0]} has no effect with method {self.method}: leave it out, or choose dbscan or greedy"
+            )
+        return self
 
     @field_validator("max_padding")
     @classmethod

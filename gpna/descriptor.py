@@ -11,16 +11,18 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
+from zipfile import BadZipFile
 
 import numpy as np
 import yaml
 
 from frontier.data.manifest import nearest
 from frontier.errors import UserError
+from gpna.packed import pack, unpack
 
 KINDS = ("optical", "sar", "variable")
 RADAR_BANDS = {
@@ -38,6 +40,10 @@ RADAR_BANDS = {
 POLARISATIONS = ("H", "V", "R", "L")
 """Horizontal, vertical, right and left circular."""
 SHORTEST_RADAR_NM = 2.7e6
+SHORTEST_OPTICAL_NM = 100.0
+"""Below it nothing reaches a sensor through the air: a wavelength in micrometres."""
+SPELLED_OUT = 16
+"""Numbers of a vector that a resolved config lists; longer ones are packed."""
 
 REGIONS = (
     (400, "uv"), (455, "coastal"), (515, "blue"), (598, "green"), (620, "yellow"), (690, "red"), (725, "rededge071"),
@@ -63,8 +69,7 @@ _STEM = re.compile(r"[a-z0-9_-]+")
 class Band:
     """One band of an input. `stem`: key of the shared convolution weights; `mean`, `std` in physical units, where known.
 
-    `vector` describes a variable by numbers, such as an embedding of its name by a language model: the numbers themselves, or
-    the path of a .npy file, or "PATH.npz:KEY".
+    `vector` describes a variable by numbers, such as an embedding of its name by a language model.
     """
 
     name: str
@@ -75,14 +80,15 @@ class Band:
     radar_band: str | None = None
     polarisation: str | None = None
     units: str | None = None
-    vector: str | tuple[float, ...] | None = None
+    vector: tuple[float, ...] | None = None
     mean: float | None = None
     std: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types; what is None is left out."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
-        found["vector"] = list(self.vector) if isinstance(self.vector, tuple) else self.vector
+        if self.vector is not None:
+            found["vector"] = pack(np.asarray(self.vector)) if len(self.vector) > SPELLED_OUT else list(self.vector)
         return {name: value for name, value in found.items() if value is not None}
 
     @classmethod
@@ -90,7 +96,9 @@ class Band:
         """The inverse of `as_dict`. Raises UserError for a key that is none of a band's."""
         known_keys(given, tuple(get_type_hints(cls)), "band")
         vector = given.get("vector")
-        return cls(**{**given, "vector": tuple(vector) if isinstance(vector, list) else vector})
+        if isinstance(vector, str):
+            vector = unpack(vector, f"band {given.get('name')}: vector").tolist()
+        return cls(**{**given, "vector": None if vector is None else tuple(vector)})
 
 
 @dataclass(frozen=True)
@@ -115,10 +123,21 @@ def known_sensors() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
+def is_own(sensor: str) -> bool:
+    """Whether it is the path of a user's own YAML file, and not the name of a descriptor of the package."""
+    return sensor.endswith((".yaml", ".yml")) or "/" in sensor
+
+
+def recorded_sensor(path: str, bands: Sequence[Band], gsd_m: float | None) -> Sensor:
+    """A descriptor of the bands that a run took from the file `path`, under their own names."""
+    also = {band.name.lower(): band.name for band in bands}
+    return Sensor(Path(path).stem, path, gsd_m, {band.name: band for band in bands}, also, ())
+
+
 def find_sensor(name_or_path: str | Path) -> Sensor:
     """A descriptor of the package by its name, or the user's own by the path of its YAML file. Raises UserError."""
     text = str(name_or_path)
-    own = text.endswith((".yaml", ".yml")) or "/" in text
+    own = is_own(text)
     if not own and text not in known_sensors():
         raise UserError(f"no sensor '{text}': {nearest(text, known_sensors())}; or give the path of a YAML file")
     return _read(text, tuple(key for key in _TOP if key != "says")) if own else built_in(text)
@@ -129,10 +148,23 @@ def built_in(name: str) -> Sensor:
     return _read(str(_FOLDER / f"{name}.yaml"), _TOP)
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe loader; a key that stands twice, of which it would keep the last alone, is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' stands there twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: str, keys: tuple[str, ...]) -> Sensor:
     """A descriptor with these keys; `says` is for the package's own, which are looked through when none is named."""
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        found = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): give the path of a sensor's YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -155,7 +187,7 @@ def _read(path: str, keys: tuple[str, ...]) -> Sensor:
         if isinstance(key, bool):
             raise UserError(f"{path}: bands: a name was read as {key}: put it in quotes")
         where = f"{path}: band {key}"
-        bands[str(key)] = _band(str(key), about, where)
+        bands[str(key)] = _band(str(key), about, where, Path(path).parent)
         for word in (str(key), *_words(about.get("also"), f"{where}: also")):
             if also.setdefault(word.lower(), str(key)) != str(key):
                 raise UserError(
@@ -164,8 +196,8 @@ def _read(path: str, keys: tuple[str, ...]) -> Sensor:
     return Sensor(name, path, gsd, bands, also, tuple(w.lower() for w in _words(found.get("says"), f"{path}: says")))
 
 
-def _band(name: str, about: Any, where: str) -> Band:
-    """One band of a descriptor, checked."""
+def _band(name: str, about: Any, where: str, folder: Path) -> Band:
+    """One band of a descriptor in `folder`, checked."""
     if not isinstance(about, dict):
         raise UserError(f"{where}: must be a mapping such as {{kind: variable, units: m}}")
     kind = about.get("kind")
@@ -186,6 +218,10 @@ def _band(name: str, about: Any, where: str) -> Band:
     if kind == "optical":
         if "centre_nm" not in numbers:
             raise UserError(f"{where}: centre_nm: is missing: an optical band needs its centre wavelength in nm")
+        if numbers["centre_nm"] < SHORTEST_OPTICAL_NM:
+            raise UserError(
+                f"{where}: centre_nm: {numbers['centre_nm']:g} is too short for light: give it in nm, red is 665"
+            )
         if numbers["centre_nm"] >= SHORTEST_RADAR_NM:
             raise UserError(
                 f"{where}: centre_nm: {numbers['centre_nm']:g} is a radar's: give kind sar, radar_band, polarisation"
@@ -215,46 +251,49 @@ def _band(name: str, about: Any, where: str) -> Band:
         radar,
         polarisation,
         units,
-        _vector(about.get("vector"), where),
+        _vector(about.get("vector"), where, folder),
         numbers.get("mean"),
         numbers.get("std"),
     )
     return replace(band, stem=stem or default_stem(band))
 
 
-def _vector(given: Any, where: str) -> str | tuple[float, ...] | None:
-    """A list of numbers, or a path made absolute; relative ones count from the descriptor's folder."""
+def _vector(given: Any, where: str, folder: Path) -> tuple[float, ...] | None:
+    """A list of numbers, or those of a file, whose path counts from `folder`: from here on the file is not needed."""
     if given is None:
         return None
+    where = f"{where}: vector"
     if isinstance(given, list) and given:
-        return tuple(number(value, f"{where}: vector") for value in given)
-    if not isinstance(given, str) or not given.partition(":")[0].endswith((".npy", ".npz")):
-        raise UserError(f"{where}: vector: give a list of numbers, FILE.npy or FILE.npz:KEY")
-    folder = Path(where.partition(": band ")[0]).parent
-    return str((folder / given).absolute())
+        found: Any = np.asarray([number(value, where) for value in given])
+    elif isinstance(given, str) and given.partition(":")[0].endswith((".npy", ".npz")):
+        found = _stored_vector(folder / given.partition(":")[0], given.partition(":")[2], where)
+    else:
+        raise UserError(f"{where}: give a list of numbers, FILE.npy or FILE.npz:KEY")
+    if found.ndim != 1 or found.dtype.kind not in "fiu" or not np.isfinite(found).all() or not found.any():
+        raise UserError(f"{where}: needs one axis of finite numbers, not all 0; it has shape {found.shape}")
+    return tuple(found.astype(np.float32).tolist())
+
+
+def _stored_vector(path: Path, key: str, where: str) -> Any:
+    """What the .npy file holds, or under `key` the .npz file. Raises UserError."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.lib.npyio.NpzFile):
+            with found:
+                if key not in found:
+                    raise UserError(f"{where}: no '{key}' in {path}: {nearest(key, found.files)}")
+                return found[key]
+        return found
+    except OSError as error:
+        why = error.strerror or str(error)
+    except (ValueError, EOFError, BadZipFile) as error:
+        why = str(error)
+    raise UserError(f"{where}: {path} cannot be read ({why}): give FILE.npy or FILE.npz:KEY")
 
 
 def vector_of(band: Band) -> np.ndarray:
-    """[d] float32: the numbers of `band.vector`, scaled to a mean square of 1. Raises UserError."""
-    if isinstance(band.vector, tuple):
-        found: Any = np.asarray(band.vector)
-    else:
-        path, _, key = str(band.vector).partition(":")
-        try:
-            found = np.load(path, allow_pickle=False)
-            if isinstance(found, np.lib.npyio.NpzFile):
-                if key not in found:
-                    raise UserError(f"band {band.name}: vector: no '{key}' in {path}: {nearest(key, found.files)}")
-                found = found[key]
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"band {band.name}: vector: {path} cannot be read ({error}): give FILE.npy or FILE.npz:KEY"
-            ) from None
-    if found.ndim != 1 or found.dtype.kind not in "fiu" or not np.isfinite(found).all() or not found.any():
-        raise UserError(
-            f"band {band.name}: vector: needs one axis of finite numbers, not all 0; it has shape {found.shape}"
-        )
-    found = found.astype(np.float64)
+    """[d] float32: the numbers of `band.vector`, scaled to a mean square of 1."""
+    found = np.asarray(band.vector, np.float64)
     return (found / math.sqrt(np.square(found).mean())).astype(np.float32)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from gpna.evaluation import Row
+    from gpna.model import GPNA
 
 
 def _parser() -> Parser:
@@ -87,7 +88,7 @@ def _one_checkpoint(args: argparse.Namespace, checkpoint: Path, device: str) -> 
 
     module, config, step = load_model(checkpoint)
     parts = open_parts(config, args.split or "test", **_chosen(args))
-    texts = _texts(args, config, parts)
+    texts = _texts(args, config, parts, cast(Any, module))
     with fitting(args.batch):
         rows = measure(cast(Any, module), config, parts, texts=texts, device=device, batch=args.batch, seed=args.seed)
     about = {"step": step, "checkpoint": checkpoint.name, "run_seed": config["run"]["seed"]}
@@ -135,7 +136,9 @@ def _chosen(args: argparse.Namespace) -> dict[str, Any]:
     return {"tasks": tasks, "source": args.source, "shards": args.shards, "groups": args.groups}
 
 
-def _texts(args: argparse.Namespace, config: dict[str, Any], parts: list[Any]) -> dict[str, np.ndarray] | None:
+def _texts(
+    args: argparse.Namespace, config: dict[str, Any], parts: list[Any], module: GPNA
+) -> dict[str, np.ndarray] | None:
     """The vectors to ask every text task with. Raises UserError where they do not suit one."""
     if not args.texts:
         return None
@@ -149,7 +152,7 @@ def _texts(args: argparse.Namespace, config: dict[str, Any], parts: list[Any]) -
     if not asked:
         raise UserError("--texts: none of the tasks to measure has the head text: leave it out")
     for name in asked:
-        trained = load_text_vectors(tasks[name]["vectors"], tasks[name]["texts"]).vectors.shape[1]
+        trained = cast(Any, module.heads[name]).vectors.shape[1]
         if vectors.shape[1] != trained:
             raise UserError(
                 f"--texts {args.texts}: vectors of {vectors.shape[1]} numbers, task {name} was trained on {trained}"

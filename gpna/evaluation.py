@@ -236,6 +236,7 @@ class _Gathered:
             return [(metrics.density(found, **options), labels > 0)]
         if self.kind == "regression":
             both = [(found[:, k].astype(np.float64), labels[:, k].astype(np.float64)) for k in self.outputs()]
+            both = [(p, np.where(np.isfinite(t), t, np.nan)) for p, t in both]
             return [(metrics.regression(p, t, **options), ~np.isnan(t)) for p, t in both]
         if self.kind == "multilabel":
             known = ((labels == 0) | (labels == 1)).any(1)
@@ -304,6 +305,6 @@ def _known_samples(task: Task, labels: np.ndarray) -> int:
 
 def _read(shards: ShardSet, target: str, part: Part) -> Split:
     groups = part.grouped_by if part.grouped_by in shards.manifest["columns"] else None
-    found = read_split(shards, target, inputs=list(part.source.inputs), groups=groups)
+    found = read_split(shards, target, inputs=list(part.source.inputs), bands=part.source.picks, groups=groups)
     one = found.labels.ndim == 2 and found.labels.shape[1] == 1
     return replace(found, labels=found.labels[:, 0]) if one else found

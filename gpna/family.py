@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, cast
 
 import numpy as np
@@ -48,6 +49,8 @@ def fixed(section: GPNASection) -> dict[str, Any]:
     parts: dict[str, Any] = {f"model.tasks.{name}": task for name, task in section.tasks.items()}
     for where, part in (parts | {"model.masked": section.masked}).items():
         found |= {f"{where}.{key}": getattr(part, key) for key in FUNCTION if hasattr(part, key)}
+        if isinstance(part, TextTask) and part.stored is not None:
+            found[f"{where}.vectors"] = f"sha256 {hashlib.sha256(part.stored.encode()).hexdigest()[:12]}"
     return found
 
 

@@ -13,13 +13,14 @@ from frontier.config.schema import DataConfig
 from frontier.data.feed import Stream, stream_seed
 from frontier.data.sampler import Sampler
 from frontier.errors import UserError
-from gpna.config import GPNASection
+from gpna.config import GPNASection, changed
+from gpna.head_sections import SMALLEST
 from gpna.reader import GPNAReader
 from gpna.sources import OpenSource, open_source
 from gpna.targets import settle
 
-FIXED = ("split", "samples", "samples_seed", "per_batch", "block", "window")
-"""Of a source, what decides which samples make up a step."""
+FIXED = ("split", "samples", "samples_seed", "per_batch", "block", "window", "place_uncertainty_m")
+"""Of a source, what decides which samples make up a step, and where the model is told that they are."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def open_feed(config: Config, check: bool, samples: int | None) -> GPNAFeed:
         raise UserError(
             f"data.sources.{idle[0]}: no task learns from it: name it in one of model.tasks, or leave it out"
         )
+    refuse_idle(data, model, opened)
     sizes = {name: samples or len(source.shards) for name, source in opened.items()}
     shares = share_out(config.train.global_batch, sizes, data)
     streams, sections = [], {}
@@ -85,6 +87,35 @@ def open_feed(config: Config, check: bool, samples: int | None) -> GPNAFeed:
     return GPNAFeed(
         data.model_copy(update={"sources": sections}), model.model_copy(update={"tasks": tasks}), streams, opened
     )
+
+
+def refuse_idle(data: DataConfig, model: GPNASection, opened: dict[str, OpenSource]) -> None:
+    """Raises UserError for what has no effect on these data, though it would on others."""
+    specs = [spec for source in opened.values() for spec in source.inputs.values()]
+    idle: list[tuple[str, str]] = []
+    if all(spec.form == "point" for spec in specs):
+        idle += [
+            (f"model.tokens.{key}", "no input has a position") for key in changed(model.tokens, "region", "highest")
+        ]
+    if not any(band.kind == "optical" for spec in specs for band in spec.bands):
+        idle += [(f"model.tokens.{key}", "no band is optical") for key in changed(model.tokens, "highest_spectral")]
+    if (masked := model.masked) is not None:
+        largest = max(spec.patch_values for spec in specs)
+        if masked.norm_pix and largest == 1:
+            idle.append(("model.masked.norm_pix", "every token is one value"))
+        if masked.texture and largest < SMALLEST:
+            idle.append(("model.masked.texture", f"no token is of {SMALLEST} values or more"))
+        if masked.together and all(len(spec.bands) == 1 for spec in specs):
+            idle.append(("model.masked.together", "every input has one band"))
+    if len(opened) == 1:
+        ((name, source),) = opened.items()
+        idle += [(key, "there is one source") for key, given in
+                 (("data.mixing", data.mixing), (f"data.sources.{name}.weight", source.section.weight)) if given]  # fmt: skip
+    for name, source in opened.items():
+        if source.section.place_uncertainty_m and not {"lon", "lat"} <= set(source.columns):
+            idle.append((f"data.sources.{name}.place_uncertainty_m", "its samples have no lon and lat"))
+    if idle:
+        raise UserError(f"{idle[0][0]} has no effect: {idle[0][1]}; leave it out")
 
 
 def share_out(global_batch: int, sizes: dict[str, int], data: DataConfig) -> dict[str, int]:

@@ -52,7 +52,7 @@ class _Classes(LabelledTask):
 
 
 class ClassificationTask(_Classes):
-    """One of several classes; label -1 = missing."""
+    """One of several classes; a negative label = missing."""
 
     head: Literal["classification"]
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -68,7 +68,7 @@ class MultilabelTask(_Classes):
 
 
 class RegressionTask(LabelledTask):
-    """One or more numbers; NaN = missing."""
+    """One or more numbers; NaN or infinite = missing."""
 
     head: Literal["regression"]
     outputs: int | None = Field(None, ge=1)
@@ -167,7 +167,7 @@ class SegmentationTask(PixelTask):
 
 
 class DensityTask(PixelTask):
-    """Counts for each pixel; negative or NaN = unknown."""
+    """Counts for each pixel; negative, NaN or infinite = unknown."""
 
     head: Literal["density"]
     loss: Literal["poisson", "squared"] = "poisson"
@@ -196,6 +196,8 @@ class TextTask(LabelledTask):
     """File of the vectors (gpna.text_vectors)."""
     texts: list[str] = Field(min_length=1)
     """Names in that file: the classes in the order of the labels, or the one text of a regression."""
+    stored: str | None = None
+    """Filled in: the vectors themselves (gpna.packed), so that a checkpoint needs no file and a changed file is noticed."""
     mean: float | None = None
     """Of a regression's labels, in their units; needed there: given here or measured by the head's builder."""
     std: float | None = Field(None, gt=0)
@@ -207,6 +209,8 @@ class TextTask(LabelledTask):
 
     @model_validator(mode="after")
     def _kind(self) -> TextTask:
+        if len(set(self.texts)) < len(self.texts):
+            raise ValueError(f"texts: {next(t for t in self.texts if self.texts.count(t) > 1)!r} stands there twice")
         if self.task == "regression" and len(self.texts) != 1:
             raise ValueError(f"texts: a regression has one text, {len(self.texts)} given")
         if self.task == "classification":

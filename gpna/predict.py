@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from frontier.data.loader import Batch
 from frontier.data.shards import ShardSet
 from frontier.errors import UserError
 from gpna.config import GPNASection, SourceSection
+from gpna.descriptor import Sensor, is_own, recorded_sensor
 from gpna.heads import Head
 from gpna.model import GPNA, rows_of
 from gpna.reader import GPNAReader
@@ -52,9 +54,19 @@ def open_split(
         for task_name, task in checked.model.tasks.items()
         if task.source == name and (wanted is None or task_name in wanted)
     }
-    opened = open_source(name, other, tasks, check=False)
+    opened = open_source(name, other, tasks, check=False, sensors=lost_sensors(section))
     # As in training: its normalisation and its bands, whatever the statistics of these shards.
     return replace(opened, inputs=trained_inputs(section, opened))
+
+
+def lost_sensors(section: SourceSection) -> dict[str, Sensor]:
+    """By column, what the run recorded of the bands whose YAML file is not there any more."""
+    found = {}
+    for column, given in (section.inputs or {}).items():
+        if given.sensor is not None and given.spec and is_own(given.sensor) and not Path(given.sensor).is_file():
+            spec = InputSpec.from_dict(given.spec)
+            found[column] = recorded_sensor(given.sensor, spec.bands, spec.gsd_m)
+    return found
 
 
 def trained_inputs(section: SourceSection, opened: OpenSource) -> dict[str, Any]:

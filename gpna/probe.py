@@ -19,7 +19,7 @@ from frontier.probe.images import stored_images
 from frontier.probe.subject import Ask, Subject, inputs_record, labels_of
 from gpna.model import GPNA
 from gpna.predict import open_split
-from gpna.reader import GPNAReader
+from gpna.reader import GPNAReader, picked
 from gpna.sources import OpenSource
 from gpna.tokenizer import arranged
 
@@ -93,7 +93,7 @@ def baseline(source: OpenSource, reader: GPNAReader) -> tuple[str, FeatureFuncti
         ((column, spec),) = specs.items()
         if spec.axes == "CHW" and min(spec.sides) >= 3:
             _, images = stored_images(source.shards, column, list(spec.mean or ()))
-            return "colour_texture", lambda stored: colour_texture(images(stored.columns))
+            return "colour_texture", lambda stored: colour_texture(images(picked(source, stored.columns)))
 
     def statistics(stored: Stored) -> np.ndarray:
         placed = reader.place({source.name: stored.batch()})[source.name]

@@ -18,11 +18,12 @@ from frontier.data.feed import stream_seed
 from frontier.data.loader import Batch
 from frontier.data.random import stream_keys, uniform
 from frontier.data.transforms import Normaliser, apply_symmetry, draw_symmetries, take_bands
+from frontier.errors import UserError
 from gpna.batching import cluster, pack
 from gpna.config import BatchingSection, GPNASection
 from gpna.fourier import place_features, time_features
-from gpna.head_sections import DensityTask, PixelTask, RegressionTask, Task, TextTask
-from gpna.heads.pixels import draw_pixels, gather_pixels
+from gpna.head_sections import DensityTask, PixelTask, RegressionTask, SegmentationTask, Task, TextTask
+from gpna.heads.pixels import UNKNOWN, draw_pixels, gather_pixels
 from gpna.sensors import InputSpec
 from gpna.sources import OpenSource, Times
 from gpna.tokenizer import over_values, patches
@@ -30,6 +31,8 @@ from gpna.tokenizer import over_values, patches
 HIDE_STREAM = 32
 """Stream number of the choice of hidden tokens for `frontier.data.random`."""
 NOT_A_TIME = np.iinfo(np.int64).min
+FIRST_HOURS_S = 40_000
+"""Times in these first hours of 1970 are numbers of days, of a year or since 1970."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,14 @@ class GPNAReader:
         }
 
     def place(self, batches: Mapping[str, Batch]) -> dict[str, Placed]:
-        """Normalise, augment and encode each source's samples."""
-        return {name: self._place(self.sources[name], batch) for name, batch in batches.items()}
+        """Normalise, augment and encode each source's samples. Raises UserError for places, times and classes that cannot be."""
+        found = {}
+        for name, batch in batches.items():
+            try:
+                found[name] = self._place(self.sources[name], batch)
+            except UserError as error:
+                raise UserError(f"data.sources.{name}: {error}") from None
+        return found
 
     def _place(self, source: OpenSource, batch: Batch) -> Placed:
         columns, members = picked(source, batch.columns), batch.members
@@ -89,7 +98,11 @@ class GPNAReader:
             tokens[column] = None if there is None else tokens_there(there, spec)
             pixels[column] = None if there is None else there.to(self.device)
             time[column] = self._time(source, columns, column, spec, len(members)).to(self.device)
-        labels = {name: columns[target].to(self.device) for name, target in source.targets.items()}
+        labels = {}
+        for name, target in source.targets.items():
+            if self.training:
+                check_classes(self.model.tasks[name], target, columns[target])
+            labels[name] = columns[target].to(self.device)
         return Placed(
             values, pixels, tokens, self._where(source, columns, len(members)).to(self.device), time, labels, members
         )
@@ -116,8 +129,8 @@ class GPNAReader:
             start, end = instants(columns, source.times[column])
             return time_features(start, end, size)
         unknown = torch.full((count,), torch.nan, dtype=torch.float64)
-        start = seconds(columns["time_start"]) if "time_start" in columns else unknown
-        end = seconds(columns["time_end"]) if "time_end" in columns else start
+        start = plausible(columns, "time_start") if "time_start" in columns else unknown
+        end = plausible(columns, "time_end") if "time_end" in columns else start
         end = torch.where(end.isnan(), start, end)
         return undated(start, end, spec.steps, size)
 
@@ -242,6 +255,18 @@ def spread(hide: np.ndarray, count: int) -> np.ndarray:
     return np.take_along_axis(order, steps, 1)
 
 
+def check_classes(task: Task, column: str, labels: Tensor) -> None:
+    """Raises UserError for a map with a class that the head has not: labels are not all looked at when a run starts."""
+    if not isinstance(task, SegmentationTask):
+        return
+    found = labels.long()
+    wrong = found[(found != UNKNOWN) & ((found < 0) | (found >= (task.classes or 0)))]
+    if len(wrong):
+        raise UserError(
+            f"'{column}' holds class {int(wrong[0])} of {task.classes}: give more classes, or mark unknown pixels {UNKNOWN}"
+        )
+
+
 def normaliser_of(source: OpenSource, column: str, device: torch.device) -> Normaliser:
     """By the statistics of the input's spec, which are in stored units."""
     spec = source.inputs[column]
@@ -265,6 +290,22 @@ def seconds(stored: Tensor) -> Tensor:
     return torch.where((stored == 0) | (stored == NOT_A_TIME), torch.nan, out)
 
 
+def plausible(columns: Mapping[str, Tensor], name: str) -> Tensor:
+    """`seconds` of a column. Raises UserError for numbers that are days, days of a year or written-out dates."""
+    found = seconds(columns[name])
+    known = found[found.isfinite()]
+    if len(known):
+        days = known[(known > 0) & (known < FIRST_HOURS_S)]
+        year, month, day = known // 10_000, known // 100 % 100, known % 100
+        written = (year >= 1900) & (year < 2100) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
+        if len(days) or bool(written.all()):
+            what = "a date such as 20200131" if bool(written.all()) else "a number of days"
+            raise UserError(
+                f"'{name}' holds {int((days if len(days) else known)[0])}, which looks like {what}: write Unix seconds (UTC), 0 where unknown"
+            )
+    return found
+
+
 def undated(start: Tensor, end: Tensor, steps: int, size: int) -> Tensor:
     """[B, steps or 1, size] features of dates that are not known, of samples from `start` to `end` [B].
 
@@ -285,10 +326,10 @@ def undated(start: Tensor, end: Tensor, steps: int, size: int) -> Tensor:
 
 def instants(columns: Mapping[str, Tensor], times: Times) -> tuple[Tensor, Tensor]:
     """(start, end) [B, T] Unix seconds, NaN where unknown."""
-    start = seconds(columns[times.start])
+    start = plausible(columns, times.start)
     if start.ndim == 3:
         return start[..., 0], start[..., 1]
-    end = start if times.end is None else seconds(columns[times.end])
+    end = start if times.end is None else plausible(columns, times.end)
     return start, torch.where(end.isnan(), start, end)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from frontier.errors import UserError
 from gpna.descriptor import (
     RADAR_BANDS,
+    SHORTEST_OPTICAL_NM,
     SHORTEST_RADAR_NM,
     Band,
     Sensor,
@@ -137,7 +138,7 @@ def footprint_of(axes: str, shape: tuple[int, ...]) -> int:
 
 def input_spec(
     entry: Mapping[str, Any],
-    sensor: str | None = None,
+    sensor: str | Sensor | None = None,
     *,
     where: str = "input",
     crop: int | None = None,
@@ -159,7 +160,7 @@ def input_spec(
         shape = tuple(crop if axis in "HW" else size for axis, size in zip(axes, shape, strict=True))
     gsd = entry.get("gsd_m")
     if gsd is None and sensor is not None:
-        gsd = find_sensor(sensor).gsd_m
+        gsd = (sensor if isinstance(sensor, Sensor) else find_sensor(sensor)).gsd_m
     found = entry.get("statistics")
     if found:
         mean, std = found["mean"], found["std"]
@@ -181,10 +182,10 @@ def input_spec(
     )
 
 
-def bands_of(entry: Mapping[str, Any], sensor: str | None = None, where: str = "input") -> tuple[Band, ...]:
+def bands_of(entry: Mapping[str, Any], sensor: str | Sensor | None = None, where: str = "input") -> tuple[Band, ...]:
     """The bands of an entry of a manifest's `images`, in order.
 
-    With `sensor` (a descriptor's name or a path) every band is the descriptor's band of that name. Without, each band is, in this order:
+    With `sensor` (a descriptor, its name or a path) every band is the descriptor's band of that name. Without, each band is, in this order:
     what its centre wavelength says; the band of that name of a descriptor that the entry's sensor text speaks of; C-band SAR where
     it is called VV, VH, HH or HV; the colour that its common name or name says; else a variable of its name. A descriptor that is
     recognised still gives stems and units, wavelengths are the manifest's. `where` (source and column) stands in messages and makes
@@ -192,7 +193,7 @@ def bands_of(entry: Mapping[str, Any], sensor: str | None = None, where: str = "
     """
     given = entry["bands"]
     if sensor is not None:
-        found = find_sensor(sensor)
+        found = sensor if isinstance(sensor, Sensor) else find_sensor(sensor)
         chosen = []
         for band in given:
             one = found.find(band["name"])
@@ -210,6 +211,11 @@ def bands_of(entry: Mapping[str, Any], sensor: str | None = None, where: str = "
 def _recognise(given: Mapping[str, Any], spoken: list[Sensor], units: str | None, where: str) -> Band:
     name, centre, width = given["name"], given.get("centre_nm"), given.get("width_nm")
     known = next((found for s in spoken if (found := s.find(name))), None)
+    if centre and centre < SHORTEST_OPTICAL_NM:
+        raise UserError(
+            f"{where}: band {name}: {centre:g} nm in the manifest is too short for light: write the shards with wavelengths in nm, "
+            "or name a sensor"
+        )
     if centre and centre < SHORTEST_RADAR_NM:
         if known is not None and known.kind == "optical":
             own = known.stem != default_stem(known)  # set by the descriptor, not made of its wavelength

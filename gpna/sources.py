@@ -16,7 +16,7 @@ from frontier.data.subset import Subset
 from frontier.errors import UserError
 from gpna.config import InputSection, SourceSection
 from gpna.head_sections import Task
-from gpna.sensors import InputSpec, input_spec
+from gpna.sensors import InputSpec, Sensor, input_spec
 
 SCALARS = ("lon", "lat", "gsd_m", "time_start", "time_end")
 """Columns of one number a sample that say where and when, read where they are there."""
@@ -64,8 +64,17 @@ class OpenSource:
         return self.section.model_copy(update=found)
 
 
-def open_source(name: str, section: SourceSection, tasks: Mapping[str, Task], check: bool) -> OpenSource:
-    """Open the shards and bind what the section and the `tasks` of this source name. Raises UserError."""
+def open_source(
+    name: str,
+    section: SourceSection,
+    tasks: Mapping[str, Task],
+    check: bool,
+    sensors: Mapping[str, Sensor] | None = None,
+) -> OpenSource:
+    """Open the shards and bind what the section and the `tasks` of this source name. Raises UserError.
+
+    `sensors`: by column, descriptors to take instead of those that the section names.
+    """
     where = f"data.sources.{name}"
     try:
         shards: ShardSet = ShardSet(section.shards, split=section.split, check=check)
@@ -86,7 +95,9 @@ def open_source(name: str, section: SourceSection, tasks: Mapping[str, Task], ch
             if pick != list(range(len(entry["bands"]))):
                 picks[column], entry = pick, picked_entry(entry, pick)
         try:
-            inputs[column] = input_spec(entry, given.sensor, where=key, footprint=given.footprint)
+            inputs[column] = input_spec(
+                entry, (sensors or {}).get(column, given.sensor), where=key, footprint=given.footprint
+            )
         except UserError as error:
             raise UserError(f"{key}: {str(error).removeprefix(f'{key}: ')}") from None
     if section.symmetries and not any(
@@ -96,7 +107,10 @@ def open_source(name: str, section: SourceSection, tasks: Mapping[str, Task], ch
             f"{where}.symmetries has no effect: none of its inputs has as many rows as columns; leave it out"
         )
     masks = [found[column]["mask"] for column in inputs if found[column]["mask"]]
-    times = {column: t for column, spec in inputs.items() if (t := times_of(shards.manifest, column, spec))}
+    try:
+        times = {column: t for column, spec in inputs.items() if (t := times_of(shards.manifest, column, spec))}
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     dated = [c for t in times.values() for c in (t.start, t.end) if c]
     scalars = [column for column in SCALARS if column in shards.manifest["columns"]]
     targets = {task_name: _target(shards, task, task_name) for task_name, task in tasks.items()}
@@ -116,7 +130,8 @@ def picked_entry(entry: Mapping[str, Any], pick: Sequence[int]) -> dict[str, Any
 
 
 def times_of(manifest: Mapping[str, Any], column: str, spec: InputSpec) -> Times | None:
-    """Where the dates of an input with axis T are, by the names that readers of `data_prep` give; None: nowhere."""
+    """Where the dates of an input with axis T are, by the names that readers of `data_prep` give; None: nowhere. Raises UserError for dates
+    of so named arrays that fit no input."""
     if "T" not in spec.axes:
         return None
     steps, arrays = spec.steps, manifest["arrays"]
@@ -130,6 +145,14 @@ def times_of(manifest: Mapping[str, Any], column: str, spec: InputSpec) -> Times
     for name in ("dates", "times"):
         if fits(name, [steps]) or fits(name, [steps, 2]):
             return Times(name, None)
+    lengths = {
+        one["shape"][one["axes"].index("T")] for one in manifest["images"].values() if "T" in one.get("axes", "CHW")
+    }
+    for name in (f"{column}_time_start", f"{column}_time", "dates", "times"):
+        if name in arrays and (name.startswith(column) or arrays[name]["shape"][0] not in lengths):
+            raise UserError(
+                f"'{name}' has shape {arrays[name]['shape']}, '{column}' has {steps} dates: write one number a date, Unix seconds (UTC)"
+            )
     return None
 
 

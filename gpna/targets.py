@@ -20,7 +20,9 @@ from gpna.head_sections import (
     Task,
     TextTask,
 )
+from gpna.packed import pack
 from gpna.sources import OpenSource, labels_of
+from gpna.text_vectors import vectors_of
 
 UNKNOWN_PIXEL = 255
 
@@ -36,6 +38,11 @@ def settle(name: str, task: Task, source: OpenSource) -> Task:
     if not labelled:
         raise UserError(f"{where}: no sample of {shards.path} ({shards.split}) has a label in '{column}'")
     found: dict[str, Any] = {"labelled": labelled}
+    if isinstance(task, TextTask):
+        try:
+            found["stored"] = pack(vectors_of(task).vectors)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
     match task:
         case ClassificationTask() | MultilabelTask() | TextTask(task="classification"):
             if dtype.kind not in "iub":
@@ -46,6 +53,11 @@ def settle(name: str, task: Task, source: OpenSource) -> Task:
                     raise UserError(f"{where}: '{column}' has shape {shape}: multilabel takes one number a class")
             else:
                 _scalar(where, column, shape)
+                if dtype == np.uint8 and int(labels.max()) == UNKNOWN_PIXEL and not _told(task, shards, column):
+                    raise UserError(
+                        f"{where}: '{column}' holds 255, the mark of an unknown pixel of a map: store -1 where a sample has no label, or "
+                        "give classes: 256"
+                    )
                 classes = len(task.texts) if isinstance(task, TextTask) else _classes(task, shards, column, labels)
                 if int(labels.max()) >= classes:
                     raise UserError(
@@ -118,8 +130,13 @@ def class_names(manifest: Mapping[str, Any], column: str) -> list[str]:
     return list(manifest["classes"]) if column == "label" else []
 
 
+def _told(task: Any, shards: ShardSet, column: str) -> int:
+    """How many classes the config or the manifest says there are; 0 where neither does."""
+    return getattr(task, "classes", None) or len(class_names(shards.manifest, column))
+
+
 def _classes(task: Any, shards: ShardSet, column: str, labels: np.ndarray) -> int:
-    return task.classes or len(class_names(shards.manifest, column)) or max(2, int(labels.max()) + 1)
+    return _told(task, shards, column) or max(2, int(labels.max()) + 1)
 
 
 def _count(where: str, task: Any, key: str, found: int) -> dict[str, int]:

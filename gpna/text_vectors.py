@@ -8,6 +8,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from frontier.errors import UserError
+from gpna.head_sections import TextTask
+from gpna.packed import unpack
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,18 @@ class TextVectors:
 
     names: tuple[str, ...]
     vectors: np.ndarray
+
+
+def vectors_of(task: TextTask) -> TextVectors:
+    """Those of a task: what its config has stored, else from its file. Raises `UserError`."""
+    if task.stored is None:
+        return load_text_vectors(task.vectors, task.texts)
+    found = unpack(task.stored, f"task on {task.target}: stored")
+    if found.ndim != 2 or len(found) != len(task.texts):
+        raise UserError(
+            f"task on {task.target}: stored holds vectors {found.shape} for {len(task.texts)} texts: leave it out"
+        )
+    return TextVectors(tuple(task.texts), found)
 
 
 def load_text_vectors(path: str | Path, names: Sequence[str] | None = None) -> TextVectors:

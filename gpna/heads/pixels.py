@@ -151,7 +151,7 @@ def dice_loss(probabilities: Tensor, target: Tensor, class_weights: Tensor | Non
 
 
 class Density(PixelHead):
-    """Counts a pixel, at least 0. Target [n, rows, columns] or [n, m] float; negative or NaN = unknown."""
+    """Counts a pixel, at least 0. Target [n, rows, columns] or [n, m] float; negative, NaN or infinite = unknown."""
 
     def __init__(self, width: int, task: DensityTask) -> None:
         super().__init__(width, task, 1)
@@ -160,7 +160,7 @@ class Density(PixelHead):
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Poisson negative log likelihood r - t log r of rate r = softplus(output) (without log t!), or (r - t)^2; mean: [n]."""
         rate, target = F.softplus(outputs.squeeze(-1).float()), target.flatten(1).float()
-        known = target >= 0
+        known = (target >= 0) & target.isfinite()
         asked = torch.where(known, target, 0.0)
         if self.task.loss == "poisson":
             error = rate - asked * rate.clamp(min=1e-12).log()

@@ -12,7 +12,7 @@ from gpna.head_sections import TextTask
 from gpna.heads.base import Head, constant, known_mean
 from gpna.heads.vectors import regression_error
 from gpna.query_attention import QueryDecoder
-from gpna.text_vectors import TextVectors, load_text_vectors
+from gpna.text_vectors import TextVectors, vectors_of
 
 
 class Text(Head):
@@ -30,7 +30,7 @@ class Text(Head):
         task.require_statistics()
         super().__init__()
         self.task = task
-        found = vectors or load_text_vectors(task.vectors, task.texts)
+        found = vectors or vectors_of(task)
         self.names, self.vectors = found.names, scaled(found.vectors)
         self.register_buffer("texts", torch.empty(self.vectors.shape), persistent=False)
         for name in ("mean", "std") if task.task == "regression" else ():
@@ -55,11 +55,12 @@ class Text(Head):
         return self.decoder(self.texts if texts is None else texts, latents).squeeze(-1)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Cross entropy over the texts (target [n] int, -1 = missing), or the squared error (target [n] float, NaN = missing): [n]."""
+        """Cross entropy over the texts (target [n] int, negative = missing), or the squared error (target [n] float, NaN or infinite =
+        missing): [n]."""
         if self.task.task == "classification":
-            return F.cross_entropy(outputs.float(), target.long(), ignore_index=-1, reduction="none")
+            return F.cross_entropy(outputs.float(), target.long().clamp(min=-1), ignore_index=-1, reduction="none")
         target = target.float().reshape(outputs.shape)
-        known = ~target.isnan()
+        known = target.isfinite()
         asked = (torch.where(known, target, self.mean) - self.mean) / self.std
         return known_mean(regression_error(outputs.float(), asked, "mse", 1.0), known)
 

@@ -23,7 +23,7 @@ class VectorHead(Head):
 
 
 class Classification(VectorHead):
-    """One of K classes. Target [n] int, -1 = missing."""
+    """One of K classes. Target [n] int, negative = missing."""
 
     class_weights: Tensor | None
 
@@ -41,7 +41,7 @@ class Classification(VectorHead):
         """Cross entropy of logits [n, K], times the weight of the true class: [n], not divided by the sum of the weights."""
         return F.cross_entropy(
             outputs.float(),
-            target.long(),
+            target.long().clamp(min=-1),
             weight=self.class_weights,
             ignore_index=-1,
             reduction="none",
@@ -83,7 +83,7 @@ class Multilabel(VectorHead):
 
 
 class Regression(VectorHead):
-    """K numbers. Target [n, K] in physical units, NaN = missing; standardised by the task's mean and std."""
+    """K numbers. Target [n, K] in physical units, NaN or infinite = missing; standardised by the task's mean and std."""
 
     mean: Tensor
     std: Tensor
@@ -102,7 +102,7 @@ class Regression(VectorHead):
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Squared or Huber error in standard deviations, meaned over the known outputs of a sample: [n]."""
         target = target.float().reshape(outputs.shape)
-        known = ~target.isnan()
+        known = target.isfinite()
         asked = (torch.where(known, target, self.mean) - self.mean) / self.std
         return known_mean(regression_error(outputs.float(), asked, self.task.loss, self.task.huber_delta), known)
 

@@ -17,6 +17,7 @@ from frontier.data.shards import ShardSet
 from frontier.errors import UserError
 from gpna.baselines import Budget, Row, Split, baselines, features, hold_out, read_split
 from gpna.baselines_command import as_table, main
+from tests.data.sets import write_set
 from tests.data_prep.readers.test_presto_fuel_moisture import NAME, save
 
 SMALL = Budget(
@@ -150,7 +151,19 @@ def test_multilabel() -> None:
 
     rows = by_model(baselines("multilabel", tags(200, 0), tags(100, 1), budget=SMALL))
     assert rows["logistic"]["micro_f1"] > 0.9 > rows["majority"]["micro_f1"]
-    assert rows["logistic"]["n_test"] == 95
+    assert rows["logistic"]["n_test"] == 100  # as the model: samples with any label
+
+
+def test_labels_that_are_all_alike() -> None:
+    """A tag that no training sample has, and a single class: a constant, or a line that says why not."""
+    split = series(60, 0)
+    yes = (split.inputs["scalars"][:, 0] > 0).astype(int)
+    tags = replace(split, labels=np.stack([yes, 0 * yes, 0 * yes - 1], 1))
+    rows = by_model(baselines("multilabel", tags, tags, tags, budget=SMALL))
+    assert rows["logistic"]["micro_f1"] > 0.9 and rows["random_forest"]["micro_f1"] > 0.9
+    one = replace(split, labels=0 * yes)
+    rows = by_model(baselines("classification", one, one, budget=SMALL))
+    assert rows["knn"]["accuracy"] == 1 and "one class" in rows["logistic"]["left_out"]
 
 
 def fields(first: int, last: int) -> Split:
@@ -203,6 +216,27 @@ def test_shards_are_read_with_masks_and_units(tmp_path: Path) -> None:
         read_split(shards, "fuel_moisture", inputs=["s3"])
 
 
+def test_chosen_bands_and_unknown_times(tmp_path: Path) -> None:
+    """The baselines have what the model has: the bands that a config takes, and no time where 0 or NaT stands for none."""
+    random = np.random.default_rng(0)
+    image = random.normal(size=(6, 3, 4, 4)).astype(np.float32)
+    mask = random.integers(2, size=image.shape).astype(np.uint8)
+    nat = np.iinfo(np.int64).min
+    columns = {
+        "label": np.arange(6) % 2,
+        "time_start": np.array([0, nat, 86400 * 365, 86400 * 365, 86400 * 365, 86400 * 365]),
+        "time_end": np.array([0, 0, 0, nat, 86400 * 365, 86400 * 367]),
+    }
+    path = write_set(
+        tmp_path / "set", {"x": (image, "CHW")}, arrays={"m": (mask, "CHW")}, masks={"x": "m"}, columns=columns
+    )
+    split = read_split(ShardSet(path, "train"), "label", bands={"x": [2, 0]})
+    assert (split.inputs["x"] == image[:, [2, 0]]).all() and (split.valid["x"] == mask[:, [2, 0]]).all()
+    year = split.inputs["place_and_time"][:, -1]
+    assert np.isnan(year[:2]).all() and np.allclose(year[2:], [0.999, 0.999, 0.999, 1.002], atol=1e-3)
+    assert np.isfinite(features([split])[0]).all()
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from gpna import baselines_command
 
@@ -220,5 +254,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert [row["model"] for row in found] == ["majority", "knn", "logistic", "random_forest"]
     for row in found:
         assert f"{row['accuracy']:.3f} [" in text
-    with pytest.raises(UserError, match="no target 'labels': did you mean label"):
+    for word in ("labels", "lon"):  # a column that is no target of the manifest
+        with pytest.raises(UserError, match=f"no target .{word}.: "):
+            main([str(shards), "--target", word])
+    with pytest.raises(UserError, match="did you mean label"):
         main([str(shards), "--target", "labels"])

@@ -17,6 +17,7 @@ from frontier.config.load import validate
 from frontier.data.shards import ShardSet
 from frontier.errors import UserError
 from frontier.train.checkpoint import build_model, load_model
+from frontier.train.command import main as pretrain
 from frontier.train.plan import resolve
 from gpna.baselines import Budget
 from gpna.early_stopping import as_text, early_stopping
@@ -158,6 +159,23 @@ def test_other_texts_are_other_classes(run: Path, tmp_path: Path) -> None:
     main([*given, "--text-names", "dark,grey,bright,blue"])
     with pytest.raises(UserError, match="a label is class 2, the model has 2 classes"):
         main([*given, "--text-names", "dark,blue"])
+
+
+def test_the_texts_of_a_trained_model_are_its_own(run: Path) -> None:
+    """A checkpoint needs no file of vectors, a changed file changes nothing in it, and a run does not go on with other vectors."""
+    before, words = predictions(run, "scenes", "test")["said"], run.parent / "words.npz"
+    aside = words.rename(words.with_suffix(".away"))
+    try:
+        after = predictions(run, "scenes", "test")["said"]
+        np.testing.assert_array_equal(after.values, before.values)
+        with pytest.raises(UserError, match="model.tasks.said: text vectors .*words.npz: No such file"):
+            pretrain([str(run.parent / "run.yaml"), "--dry-run"])
+        numbers = np.load(aside)["vectors"]
+        np.savez(words, names=["dark", "grey", "bright"], vectors=numbers[[1, 0, 2]])
+        with pytest.raises(UserError, match="made with model.tasks.said.vectors=sha256 .*, now it is sha256"):
+            pretrain([str(run.parent / "run.yaml"), "train.steps=61"])
+    finally:
+        aside.replace(words)
 
 
 def test_checkpoints_tell_when_each_task_should_stop(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

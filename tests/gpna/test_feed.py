@@ -19,6 +19,9 @@ from gpna.config import SourceSection
 from gpna.feed import share_out
 from gpna.model import GPNA
 from gpna.predict import open_split, predict
+from gpna.reader import instants
+from gpna.sensors import Band, InputSpec
+from gpna.sources import Times, times_of
 from gpna.tokenizer import over_values, patches
 from tests.gpna.toys import toy_config
 
@@ -104,6 +107,58 @@ def test_tokens_that_are_there(plan: Any, placed: tuple[Any, Any]) -> None:
     unknown = batch["series"].time["series"][torch.from_numpy(there == 0)]
     assert len(unknown) and not unknown.any()
     assert batch["series"].time["table"].shape[1] == 1 and not batch["series"].time["table"].any()
+
+
+def test_what_cannot_be_is_told_with_its_source(plan: Any) -> None:
+    reader = plan.feed.reader(CPU, 3)
+    batches = next(Loaders(plan.feed.streams, 0, 1, 0, CPU, 3).batches(0))
+    scenes = batches["scenes"]
+    cover = scenes.columns["area"].clone()
+    cover[1, 2, 3] = 7  # settled from the first samples of a split whose maps are many
+
+    def told(**columns: torch.Tensor) -> str:
+        with pytest.raises(UserError) as error:
+            reader.place({"scenes": replace(scenes, columns={**scenes.columns, **columns})})
+        return str(error.value)
+
+    assert told(area=cover).startswith("data.sources.scenes: 'area' holds class 7 of 2: give more classes")
+    far = torch.full((len(cover),), 95.0)
+    assert told(lon=far, lat=far).startswith("data.sources.scenes: latitude 95 must lie in")
+
+
+@pytest.mark.parametrize(
+    ("stored", "what"),
+    [
+        (np.array([[17500, 17530]]), "'dates' holds 17500, which looks like a number of days"),
+        (np.array([[0, 121]], np.int32), "'dates' holds 121, which looks like a number of days"),
+        (np.array([[20200131, 20201231], [0, 20190101]]), "'dates' holds 20200131, which looks like a date such as"),
+    ],
+)
+def test_times_that_are_no_unix_seconds(stored: np.ndarray, what: str) -> None:
+    with pytest.raises(UserError, match=what):
+        instants({"dates": torch.from_numpy(stored)}, Times("dates", None))
+
+
+def test_unix_seconds_of_any_type_are_dates() -> None:
+    seconds = [441763200, 0, 1709164800]  # 1984, unknown, a leap day
+    for dtype in (np.int64, np.int32, np.float64):
+        start, end = instants({"dates": torch.from_numpy(np.array([seconds], dtype))}, Times("dates", None))
+        assert start.isnan().tolist() == [[False, True, False]] and torch.equal(start[:, ::2], end[:, ::2])
+
+
+def test_dates_that_fit_no_input_are_refused() -> None:
+    spec = InputSpec("TC", (5, 1), (Band("x", "variable", "x"),), None, 1)
+    images = {"s": {"shape": [5, 1], "axes": "TC"}, "other": {"shape": [3, 1], "axes": "TC"}}
+
+    def found(**shapes: list[int]) -> Times | None:
+        arrays = {name: {"shape": shape} for name, shape in shapes.items()}
+        return times_of({"images": images, "arrays": arrays}, "s", spec)
+
+    assert found(s_time=[5]) == Times("s_time", None) and found(dates=[5, 2]) == Times("dates", None)
+    assert found(dates=[3]) is None  # the other input's
+    for name, shape in (("dates", [4]), ("s_time", [3]), ("s_time_start", [4])):
+        with pytest.raises(UserError, match=f"'{name}' has shape .*, 's' has 5 dates"):
+            found(**{name: shape})
 
 
 def test_hidden_tokens_are_seen_from_nowhere(plan: Any, placed: tuple[Any, Any]) -> None:

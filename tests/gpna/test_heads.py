@@ -111,6 +111,20 @@ def test_multilabel_loss_is_the_mean_over_known_labels():
     torch.testing.assert_close(head.loss(logits, nan), loss)
 
 
+def test_labels_that_the_plan_counts_as_missing_have_no_loss(text_file):
+    """Classes below -1, numbers and counts that are infinite: as `gpna.targets.known_labels` has it."""
+    three = {"vectors": text_file, "texts": ["water", "forest", "town"]}
+    for task in (section("classification", classes=3), section("text", **three)):
+        loss = made(task).loss(torch.randn(3, 3), torch.tensor([-2, -9999, 1]))
+        assert loss[:2].tolist() == [0, 0] and loss[2] > 0
+    number = section("text", task="regression", vectors=text_file, texts=["town"], mean=5.0, std=2.0)
+    for task in (section("regression", mean=[5.0], std=[2.0]), number):
+        loss = made(task).loss(torch.ones(3, 1), torch.tensor([[math.inf], [-math.inf], [5.0]]))
+        assert loss.tolist() == [0, 0, 1]
+    loss = made(section("density", size=2)).loss(torch.ones(1, 4, 1), torch.tensor([[[math.inf, -1], [math.nan, 2]]]))
+    assert loss.isfinite().all() and loss > 0
+
+
 @pytest.mark.parametrize("kind", ["mse", "huber"])
 def test_regression_loss_is_masked_and_standardised(kind):
     task = section("regression", outputs=3, mean=[10.0, 0.0, -5.0], std=[2.0, 1.0, 10.0], loss=kind)

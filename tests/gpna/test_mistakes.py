@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -16,10 +17,18 @@ from frontier.config.load import load_config
 from frontier.errors import UserError
 from frontier.train.plan import resolve
 from frontier.train.trainer import check_record
+from gpna.config import SourceSection
+from gpna.head_sections import ClassificationTask
+from gpna.sources import open_source
+from gpna.targets import settle
+from tests.data.sets import write_set
 from tests.gpna.sets import small_config, write_both
 
 CLASSES = {"head": "classification", "source": "scenes", "target": "label"}
 SCENES, SERIES = "data.sources.scenes", "data.sources.series"
+
+ONE: dict[str, Any] = {SCENES: None, "model.tasks.kind": None, "model.tasks.cover": None}
+"""Changes after which only the series are left, which have neither positions nor wavelengths."""
 
 MISTAKES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     # tasks
@@ -102,6 +111,20 @@ MISTAKES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {f"{SCENES}.per_batch": 8, f"{SERIES}.per_batch": 8},
         ("adds up to 16", "train.global_batch is 32"),
     ),
+    # without effect on these data
+    "clusters without bounds": ({"model.batching": {"method": "one", "max_tokens": 99}}, ("max_tokens has no effect",)),
+    "each alone with a bound": (
+        {"model.batching": {"method": "each", "max_padding": 0.2}},
+        ("model.batching: max_padding has no effect with method each",),
+    ),
+    "frequencies of no position": ({"model.tokens": {"position": 0, "highest": 3.0}}, ("highest has no effect",)),
+    "mixing of one source": (ONE | {"data.mixing": 0.5}, ("data.mixing has no effect: there is one source",)),
+    "weight of one source": (ONE | {f"{SERIES}.weight": 2}, (f"{SERIES}.weight has no effect",)),
+    "region of points": (ONE | {"model.tokens": {"region": "first"}}, ("model.tokens.region has no effect",)),
+    "wavelengths of none": (ONE | {"model.tokens": {"highest_spectral": 2.0}}, ("no band is optical",)),
+    "normalised single values": (ONE | {"model.masked.norm_pix": True}, ("model.masked.norm_pix has no effect",)),
+    "texture of single values": (ONE | {"model.masked.texture": 0.5}, ("model.masked.texture has no effect",)),
+    "doubt about no place": ({f"{SERIES}.place_uncertainty_m": 10.0}, (f"{SERIES}.place_uncertainty_m", "lon and lat")),
     # model
     "unknown preset": ({"model.preset": "gpna_bsae"}, ("gpna_bsae", "gpna_base")),
     "width and heads": ({"model.heads": 5}, ("model.heads 5", "width 32")),
@@ -185,6 +208,7 @@ RESUMES: dict[str, tuple[dict[str, Any], str]] = {
         f"{SCENES}.inputs.image.footprint=4",
     ),
     "block": ({f"{SCENES}.block": 2}, f"{SCENES}.block=4, now it is 2"),
+    "doubt about places": ({f"{SCENES}.place_uncertainty_m": 9.0}, f"{SCENES}.place_uncertainty_m=0.0, now it is 9.0"),
     "samples": ({f"{SCENES}.samples": 63}, f"{SCENES}.samples=None, now it is 63"),
     "target": ({"model.tasks.kind.target": "kind2"}, "model.tasks.kind.target=label, now it is kind2"),
     "inputs": ({f"{SCENES}.inputs": {"image": {}}}, "another model"),
@@ -222,6 +246,27 @@ def refused(data: Path, tmp_path: Path, changes: dict[str, Any], words: str, mas
         check_record(plan(changed(config, changes)), record)
     assert words in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 600
     assert "run.dir" in str(error.value)
+
+
+def test_the_mark_of_an_unknown_pixel_is_no_class(tmp_path: Path) -> None:
+    """A uint8 column of classes with 255 would quietly have 256 of them."""
+    values = np.zeros((8, 2), np.float32)
+    label = np.array([0, 1, 2, 255] * 2, np.uint8)
+    shards = write_set(
+        tmp_path / "set",
+        {"x": (values, "C")},
+        columns={"label": label},
+        statistics={"x": {"mean": [0, 0], "std": [1, 1]}},
+    )
+    section = SourceSection(shards=str(shards))
+    for classes, refused_ in ((None, True), (256, False)):
+        task = ClassificationTask(source="s", target="label", head="classification", classes=classes)
+        source = open_source("s", section, {"kind": task}, check=False)
+        if refused_:
+            with pytest.raises(UserError, match="model.tasks.kind: 'label' holds 255, .* store -1 .* classes: 256"):
+                settle("kind", task, source)
+        else:
+            assert settle("kind", task, source).classes == 256  # type: ignore[union-attr]
 
 
 def test_sources_added_renamed_or_left_out(data: Path, tmp_path: Path) -> None:

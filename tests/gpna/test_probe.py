@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from frontier.errors import UserError
-from frontier.probe.baselines import PERCENTILES, band_statistics
+from frontier.probe.baselines import PERCENTILES, band_statistics, colour_texture
 from frontier.probe.command import main
 from frontier.probe.subject import Ask
 from frontier.train.checkpoint import load_model
 from frontier.train.command import main as pretrain
+from gpna.config import InputSection, SourceSection
 from gpna.predict import features as frozen
 from gpna.predict import open_split
-from gpna.probe import features
+from gpna.probe import Stored, baseline, features
+from gpna.reader import GPNAReader
+from gpna.sources import open_source
 from tests.gpna.runs import image_set, run_config, series_set
 
 
@@ -66,6 +71,24 @@ def test_other_inputs_beside_statistics_of_their_bands(trained: Path, series: Pa
     assert sizes == {"pretrained": 128, "random": 128, "band_statistics": 3 * (2 + len(PERCENTILES) + 1)}
     assert {row["encoder"]: row["accuracy"] for row in rows}["band_statistics"] > 0.9
     assert rows[0]["layers"] == [0, 1]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_colour_and_texture_of_the_chosen_bands(tmp_path: Path, whole: bool) -> None:
+    """Of those that the run reads, in its order, and not of all that the shards hold."""
+    folder = image_set(tmp_path / "set")
+    if not whole:  # a value that marks what is missing
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["images"]["x"]["nodata"] = 0
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    section = SourceSection(shards=str(folder), inputs={"x": InputSection(bands=["b2", "b0"])})
+    source = open_source("scenes", section, {}, check=False)
+    reader = GPNAReader(SimpleNamespace(), {"scenes": source}, torch.device("cpu"), 0)  # type: ignore[arg-type]
+    name, function = baseline(source, reader)
+    images = source.shards.read("x", 0, 5)
+    assert name == "colour_texture" and images.all()
+    found = function(Stored({"x": torch.from_numpy(images)}))
+    np.testing.assert_allclose(found, colour_texture(images[:, [2, 0]]), rtol=1e-4, atol=1e-3)
 
 
 def test_features_are_the_mean_of_the_latents(trained: Path, series: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from data_prep.readers import _sustainbench_landsat as landsat
 from data_prep.readers import geobench_tasks, sustainbench_crop_type, sustainbench_crop_yield, sustainbench_landcover
@@ -13,9 +14,15 @@ from data_prep.scenes_spectra import S1_BANDS, S2_BANDS
 from data_prep.source import Band as StoredBand
 from data_prep.source import ImageColumn
 from data_prep.tiles import sensors as tiles
+from frontier.cli import main as frontier
+from frontier.config.load import validate
 from frontier.errors import UserError
+from frontier.train.plan import resolve
 from gpna.descriptor import default_stem
+from gpna.predict import open_split
 from gpna.sensors import Band, InputSpec, bands_of, find_sensor, input_spec, known_sensors, vector_of
+from tests.data.sets import write_set
+from tests.gpna.sets import describe
 
 
 def entry(bands, axes="CHW", side=64, steps=4, **about):
@@ -167,6 +174,10 @@ def test_a_users_own_yaml(tmp_path):
         ('units: "1"|vector: words', "vector: give a list of numbers"),
         ("bands:|bands: {}\nx:", "unknown key 'x'"),
         ("name: outages|name: [", "is not YAML"),
+        ("centre_nm: \\d+|centre_nm: 0.665", "0.665 is too short for light: give it in nm"),
+        ("bands:|bands:\n  share_without_power: {kind: variable}", "'share_without_power' stands there twice"),
+        ('units: "1"|vector: [0, 0]', "vector: needs one axis of finite numbers, not all 0"),
+        ('units: "1"|vector: no.npy', "no.npy cannot be read (No such file or directory)"),
     ],
 )
 def test_mistakes_in_a_descriptor_are_named(tmp_path, change, message):
@@ -189,7 +200,48 @@ def test_vectors_come_from_lists_and_files(tmp_path):
         assert Band.from_dict(json.loads(json.dumps(band.as_dict()))) == band
     path.write_text("bands: {a: {kind: variable, vector: 'words.npz:outages'}}")
     with pytest.raises(UserError, match="did you mean outage"):
-        vector_of(find_sensor(path).bands["a"])
+        find_sensor(path)
+
+
+def test_a_resolved_config_holds_the_vectors_and_needs_no_file(tmp_path):
+    given = np.random.default_rng(0).normal(size=700).astype(np.float32)
+    np.save(tmp_path / "word.npy", given)
+    path = tmp_path / "own.yaml"
+    path.write_text("bands: {a: {kind: variable, vector: word.npy}}")
+    band = find_sensor(path).bands["a"]
+    stored = yaml.safe_dump(band.as_dict())
+    (tmp_path / "word.npy").unlink()
+    assert len(stored) < 5 * 700 * 4 and (np.asarray(band.vector, np.float32) == given).all()
+    again = Band.from_dict(yaml.safe_load(stored))
+    assert again == band and (vector_of(again) == vector_of(band)).all()
+    with pytest.raises(UserError, match="band a: vector: is damaged"):
+        Band.from_dict({"name": "a", "kind": "variable", "stem": "a", "vector": "float32:2:AAAA"})
+
+
+def test_a_trained_model_does_not_need_its_descriptor(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("bands: {rain: {kind: variable, vector: [1, 2]}, snow: {kind: variable, stem: rain}}")
+    values = np.zeros((4, 2, 8, 8), np.float32)
+    shards = write_set(
+        tmp_path / "set", {"x": (values, "CHW")}, statistics={"x": {"mean": [0.0] * 2, "std": [1.0] * 2}}
+    )
+    describe(shards, x=[{"name": "rain"}, {"name": "SNOW"}])
+    model = {"family": "gpna", "preset": "gpna_debug", "masked": {}}
+    sources = {"sky": {"shards": str(shards), "inputs": {"x": {"sensor": str(path)}}}}
+    config = {"run": {"dir": str(tmp_path / "run")}, "model": model, "data": {"sources": sources}}
+    config = resolve(validate(config | {"train": {"steps": 1, "global_batch": 4}}), 1).config.as_dict()
+    with_file = open_split(config, "sky", "train", wanted=())
+    path.unlink()
+    assert open_split(config, "sky", "train", wanted=()).inputs == with_file.inputs
+    describe(shards, x=[{"name": "rain"}, {"name": "hail"}])
+    with pytest.raises(UserError, match="band hail is not in .*own.yaml"):
+        open_split(config, "sky", "train", wanted=())
+
+
+def test_wavelengths_of_a_manifest_in_micrometres_are_refused():
+    entry = {"bands": [{"name": "red", "centre_nm": 0.665, "width_nm": 0.03}]}
+    with pytest.raises(UserError, match="data.x: band red: 0.665 nm in the manifest is too short for light"):
+        bands_of(entry, where="data.x")
 
 
 def plain(count):
@@ -262,13 +314,22 @@ def test_specs_that_cannot_be():
             InputSpec(axes, shape, bands, None, 1)
 
 
-def test_the_example_of_the_documentation_runs(tmp_path, capsys):
+def test_the_example_of_the_documentation_runs(tmp_path, capsys, monkeypatch):
+    """From arrays to the plan of a run, by what the page says alone."""
     text = (Path(__file__).parents[2] / "docs" / "gpna_modalities.md").read_text()
-    (tmp_path / "outages.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])
-    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1].replace('"outages.yaml"', "path")
-    manifest = {"images": {"outages": entry([StoredBand("share"), StoredBand("hours")])}}
-    exec(code, {"manifest": manifest, "path": str(tmp_path / "outages.yaml")})
-    assert capsys.readouterr().out.strip() == re.search(r"print\(.*\)\s+# (.*)", code)[1]
+    descriptor, config = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[:2]
+    monkeypatch.chdir(tmp_path)
+    Path("outages.yaml").write_text(descriptor)
+    Path("run.yaml").write_text(f"run: {{dir: run}}\n{config}")
+    np.save("outages.npy", np.random.default_rng(0).random((96, 64, 64, 2), np.float32))
+    np.save("labels.npy", np.arange(96) % 2)
+    command = re.search(r"^    frontier (shards write .*)$", text, re.MULTILINE)[1]
+    assert frontier(command.split()) == 0 and frontier(["pretrain", "run.yaml", "--dry-run"]) == 0
+    assert "footprint: 8" in capsys.readouterr().out
+    manifest = json.loads(Path("shards/outages/manifest.json").read_text())
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    exec(code, {"manifest": manifest})
+    assert capsys.readouterr().out == "(1, 8, 8, 2) 128\n"
 
 
 def test_default_stems_cover_every_wavelength():
