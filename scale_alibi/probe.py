@@ -229,7 +229,7 @@ def match_bands(wanted: Sequence[str], spec: Mapping[str, Any], where: str) -> l
 def _colour(name: str, common: str | None = None) -> str:
     """Of a band by its `common` name, where that is a colour, or else by its name; the plain name where it has none."""
     plain = name.strip().lower()
-    return common if common in COLOURS.values() else COLOURS.get(plain, plain)
+    return common if common and common in COLOURS.values() else COLOURS.get(plain, plain)
 
 
 def described(sensor: SensorSection, shards: ShardSet) -> dict[str, Any]:
