@@ -17,7 +17,7 @@ from frontier.errors import UserError
 from scale_alibi.attention import check_possible
 from scale_alibi.config import METRIC
 from scale_alibi.reader import ScaleALiBiReader, normaliser_of
-from scale_alibi.sensors import SensorSection, check_together, resolve_sensor
+from scale_alibi.sensors import SensorSection, check_filled, check_together, resolve_sensor
 from scale_alibi.sizes import POWER
 
 
@@ -69,6 +69,8 @@ def open_feed(config: Config, check: bool, samples: int | None) -> ScaleALiBiFee
         )
     shards = open_images(data, check)
     sensors = {name: resolve_sensor(name, section, shards, model.patch) for name, section in model.sensors.items()}
+    for name, section in model.sensors.items():
+        check_filled(name, section, sensors[name])
     check_together(sensors, model.patch, shards)
     columns = columns_of(sensors, shards)
     sampler = Sampler.plan(

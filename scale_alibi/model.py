@@ -81,9 +81,11 @@ class ScaleALiBi(nn.Module):
                 f"multiples of {patch} pixels are needed"
             )
         encoder = cast(Encoder, self.encoders[sensor])
-        power = POWER[self.config.position]
-        if power and images.device.type != "meta":
-            check_backend(images.device, encoder.embed.weight.dtype, self.config.attention, power)
+        power, kind = POWER[self.config.position], images.device.type
+        if power and kind != "meta":
+            # What attention computes in: under autocast (DDP in bf16) that is not the precision of the weights.
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else encoder.embed.weight.dtype
+            check_backend(images.device, dtype, self.config.attention, power)
         return patchify(images, patch), *encoder.places(images.shape[-1] // patch, gsd.float())
 
     def join(self, streams: Mapping[str, Tokens]) -> Tensor:

@@ -60,6 +60,12 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ),
         ("model.sensors.radar.std=[.inf,1]", "model.sensors.radar.std.0: Input should be a finite number (given inf)"),
         ("model.sensors.radar.std=[0,1]", "not positive"),
+        (
+            "model.sensors.radar.channels=5",
+            "model.sensors.radar.channels=5: it is filled in, and here it is 2: leave it out",
+        ),
+        ("model.sensors.hires.stored_size=64", "stored_size=64: it is filled in, and here it is 32"),
+        ("model.sensors.hires.nominal_gsd_m=3", "nominal_gsd_m=3: it is filled in"),
         ("model.sensors.joint={column: s1}", "'joint' cannot be a sensor's name"),
         ("model.sensors.contrastive={column: s1}", "'contrastive' cannot be a sensor's name"),
         ("model.sensors.keys={column: s1, gsd_m: 'column:coarse_m'}", "'keys' cannot be a sensor's name"),

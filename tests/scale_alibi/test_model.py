@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import scale_alibi.attention
+import scale_alibi.model
 from frontier.errors import UserError
 from frontier.models.layers import gather_rows
 from frontier.models.vit import patchify
@@ -221,6 +223,26 @@ def test_training_after_inference() -> None:
     with torch.inference_mode():
         model(**given)
     model(**given)["loss"].backward()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_self_check_is_in_the_precision_of_the_attention(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DDP in bf16 keeps float32 weights: what is checked is what will run."""
+    seen: dict[str, set[torch.dtype]] = {"checked": set(), "attended": set()}
+    attended = scale_alibi.attention.BACKENDS["products"]
+
+    def check(device: torch.device, dtype: torch.dtype, *_: Any) -> None:
+        seen["checked"].add(dtype)
+
+    def attend(q: Tensor, *rest: Any) -> Tensor:
+        seen["attended"].add(q.dtype)
+        return attended(q, *rest)
+
+    monkeypatch.setattr(scale_alibi.model, "check_backend", check)
+    monkeypatch.setitem(scale_alibi.attention.BACKENDS, "products", attend)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        small(attention="products")(**inputs(2))
+    assert seen["checked"] == seen["attended"] == {torch.bfloat16 if autocast else torch.float32}
 
 
 def test_nothing_is_compared_without_the_contrastive_loss() -> None:
