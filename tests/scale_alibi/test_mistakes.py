@@ -75,6 +75,16 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("model.chain=[hires,radar,lores]", "no whole multiple of the 8x8 of hires"),
         ("model.patch=5", "do not divide into patches of 5"),
         ("model.mask_ratio=0.99", "keeps 0 of 16 patches"),
+        (
+            "model.mask_ratio=0.5 & "
+            "model.sensors={radar: {mask_ratio: 0.5}, lores: {mask_ratio: 0.5}, hires: {mask_ratio: 0.6}}",
+            "model.mask_ratio has no effect, as every sensor has its own",
+        ),
+        (
+            "model.depth=2 & model.weights.reconstruction=0 & model.decoder.heads=null & "
+            "model.sensors={radar: {depth: 1}, lores: {depth: 2}, hires: {depth: 2}}",
+            "model.depth has no effect, as every sensor has its own and weights.reconstruction=0",
+        ),
         ("model.reference_m=0", "greater than 0"),
         ("model.reference_m=.inf", "finite"),
         ("model.weights.contrastive=.inf", "finite"),
