@@ -57,7 +57,7 @@ class ScaleALiBi(nn.Module):
         """Images [B, C, S, S], normalised, of any size that patches divide; gsd [B, 2] (y, x) metres a pixel -> all tokens, or those
         of the patches `ids` [B, N].
 
-        Raises UserError for a sensor that the model does not have, or images that do not fit it.
+        Raises UserError for a sensor that the model does not have, or images or GSD that do not fit it.
         """
         patches, at, joint_at = self.patches(sensor, images, gsd)
         if ids is not None:
@@ -79,6 +79,11 @@ class ScaleALiBi(nn.Module):
             raise UserError(
                 f"{sensor} images of shape {tuple(images.shape[1:])}: {shape.channels} bands and equal sides that are "
                 f"multiples of {patch} pixels are needed"
+            )
+        if gsd.shape != (len(images), 2):
+            raise UserError(
+                f"GSD of {sensor} of shape {tuple(gsd.shape)}: give metres a pixel along (y, x) of each of {len(images)} samples, "
+                f"({len(images)}, 2)"
             )
         encoder = cast(Encoder, self.encoders[sensor])
         power, kind = POWER[self.config.position], images.device.type

@@ -215,6 +215,15 @@ def test_larger_images_and_other_grids() -> None:
         model.encode("thermal", torch.randn(1, 3, 64, 64), torch.ones(1, 2))
 
 
+@pytest.mark.parametrize("shape", [(2,), (2, 1), (1, 2)])
+def test_ground_distance_is_told_of_each_sample_and_axis(shape: tuple[int, ...]) -> None:
+    given = inputs(2)
+    with pytest.raises(
+        UserError, match=r"GSD of radar of shape .*: give metres a pixel along \(y, x\) of each of 2 samples"
+    ):
+        small().encode("radar", given["images"]["radar"], torch.full(shape, 10.0))
+
+
 def test_training_after_inference() -> None:
     """What is made once, for inference, serves a later backward pass in the same process."""
     check_backend.cache_clear()
