@@ -43,6 +43,10 @@ def features(config: Mapping[str, Any], ask: Ask) -> Subject:
     """See `frontier.probe.subject.Subject`. Raises UserError for words without a meaning here and for other inputs than the run's."""
     if ask.gsd_m is not None:
         raise UserError("--gsd-m: what this family knows of ground sample distance is in the shards: leave it out")
+    if ask.normalise != "run":
+        raise UserError(
+            f"--normalise {ask.normalise}: a gpna model reads its inputs by its own statistics: leave it out"
+        )
     if ask.column is not None:
         raise UserError(f"--column {ask.column}: a gpna model reads all inputs of a source: name that by --source")
     if ask.resize:

@@ -128,6 +128,14 @@ class ScaleALiBiSection(Section):
             for key in ("norm_scope", "decoder"):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     raise ValueError(f"model.{key} has no effect with weights.reconstruction=0: leave it out")
+        if self.mask_ratio != type(self).model_fields["mask_ratio"].default and all(
+            sensor.mask_ratio is not None for sensor in self.sensors.values()
+        ):
+            raise ValueError("model.mask_ratio has no effect, as every sensor has its own: leave it out")
+        if self.depth is not None and not weights.reconstruction and all(s.depth for s in self.sensors.values()):
+            raise ValueError(
+                "model.depth has no effect, as every sensor has its own and weights.reconstruction=0: leave it out"
+            )
         if self.reference_m is not None and self.position not in METRIC:
             raise ValueError(f"model.reference_m has no effect with position={self.position}: leave it out")
         if self.attention != "auto" and self.position in ("sincos", "sincos_gsd"):

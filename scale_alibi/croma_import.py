@@ -122,8 +122,11 @@ def imported_run(weights: Weights, args: argparse.Namespace) -> dict[str, Any]:
     feed = family("scale_alibi").feed(config, False, None)
     for name in ("radar", "lores"):
         found, given = feed.model.sensors[name], config.model.sensors[name]
+        if (given.mean is None) != (given.std is None):
+            one, other = ("std", "mean") if given.mean is None else ("mean", "std")
+            raise UserError(f"model.sensors.{name}.{one} without {other}: give both, or neither")
         # CROMA was trained on images whose range of mean +- 2 std had become 0 to 1.
-        if given.mean is None and given.std is None:
+        if given.mean is None:
             sensors[name]["mean"] = [float(f"{m - 2 * s:.7g}") for m, s in zip(found.mean, found.std, strict=True)]
             sensors[name]["std"] = [float(f"{4 * s:.7g}") for s in found.std]
     if "global_batch" not in overridden({}, args.overrides, "the overrides").get("train", {}):

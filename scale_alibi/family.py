@@ -13,7 +13,7 @@ from frontier.models.registry import Family, encoder_parameters
 from scale_alibi.config import ScaleALiBiSection
 from scale_alibi.counting import flops_per_sample, hardware_flops
 from scale_alibi.evaluate import main as evaluate
-from scale_alibi.feed import open_feed
+from scale_alibi.feed import open_feed, without_shards
 from scale_alibi.model import ScaleALiBi
 from scale_alibi.pictures import pictures
 from scale_alibi.probe import features
@@ -118,6 +118,7 @@ FAMILY = Family(
     hardware_flops=lambda module, kind, turns: hardware_flops(cast(ScaleALiBi, module).config, kind, turns),
     fixed=fixed,
     workload=lambda module: workload(cast(ScaleALiBi, module)),
+    without_shards=without_shards,
     pictures=pictures,
     evaluate=evaluate,
     features=features,

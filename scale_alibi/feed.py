@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from frontier.config.load import Config
-from frontier.config.schema import DataConfig
+from frontier.config.schema import DataConfig, SyntheticConfig
 from frontier.data.feed import Stream, stored_bytes
 from frontier.data.sampler import Sampler
 from frontier.data.shards import ShardSet
@@ -17,7 +17,7 @@ from frontier.errors import UserError
 from scale_alibi.attention import check_possible
 from scale_alibi.config import METRIC
 from scale_alibi.reader import ScaleALiBiReader, normaliser_of
-from scale_alibi.sensors import SensorSection, check_together, resolve_sensor
+from scale_alibi.sensors import SensorSection, check_filled, check_together, resolve_sensor
 from scale_alibi.sizes import POWER
 
 
@@ -69,6 +69,8 @@ def open_feed(config: Config, check: bool, samples: int | None) -> ScaleALiBiFee
         )
     shards = open_images(data, check)
     sensors = {name: resolve_sensor(name, section, shards, model.patch) for name, section in model.sensors.items()}
+    for name, section in model.sensors.items():
+        check_filled(name, section, sensors[name])
     check_together(sensors, model.patch, shards)
     columns = columns_of(sensors, shards)
     sampler = Sampler.plan(
@@ -88,6 +90,32 @@ def open_feed(config: Config, check: bool, samples: int | None) -> ScaleALiBiFee
         model.model_copy(update=filled),
         [Stream("", shards, sampler, columns)],
     )
+
+
+def without_shards(config: Config) -> tuple[Config, str]:
+    """See `frontier.models.registry.Family`: a model of the same cost, from the size and the bands that each of model.sensors names.
+
+    Raises UserError where one does not.
+    """
+    model, images, sensors = config.model, {}, {}
+    for name, sensor in model.sensors.items():
+        if sensor.size is None or sensor.bands is None:
+            raise UserError(
+                f"{config.data.shards} is not here, and model.sensors.{name} does not say what its images are: give its size and bands, "
+                "or data.shards that are here"
+            )
+        images[name] = (len(sensor.bands), sensor.size)
+        # Metres are no cost, but all sensors must show the same ground.
+        sensors[name] = SensorSection(
+            column=name, gsd_m=1000.0 / sensor.size, depth=sensor.depth, mask_ratio=sensor.mask_ratio
+        )
+    made = SyntheticConfig(images=images, samples=max(config.train.global_batch, 1_000_000))
+    taken = ", ".join(f"{name} of {bands} bands and {side} px" for name, (bands, side) in images.items())
+    return replace(
+        config,
+        data=config.data.model_copy(update={"shards": None, "synthetic": made}),
+        model=model.model_copy(update={"sensors": sensors}),
+    ), f"assumed: {taken}, stored as 8 bits, for {config.data.shards} is not here"
 
 
 def columns_of(sensors: dict[str, SensorSection], shards: ShardSet | SyntheticSet) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ class ScaleALiBi(nn.Module):
         """Images [B, C, S, S], normalised, of any size that patches divide; gsd [B, 2] (y, x) metres a pixel -> all tokens, or those
         of the patches `ids` [B, N].
 
-        Raises UserError for a sensor that the model does not have, or images that do not fit it.
+        Raises UserError for a sensor that the model does not have, or images or GSD that do not fit it.
         """
         patches, at, joint_at = self.patches(sensor, images, gsd)
         if ids is not None:
@@ -80,10 +80,17 @@ class ScaleALiBi(nn.Module):
                 f"{sensor} images of shape {tuple(images.shape[1:])}: {shape.channels} bands and equal sides that are "
                 f"multiples of {patch} pixels are needed"
             )
+        if gsd.shape != (len(images), 2):
+            raise UserError(
+                f"GSD of {sensor} of shape {tuple(gsd.shape)}: give metres a pixel along (y, x) of each of {len(images)} samples, "
+                f"({len(images)}, 2)"
+            )
         encoder = cast(Encoder, self.encoders[sensor])
-        power = POWER[self.config.position]
-        if power and images.device.type != "meta":
-            check_backend(images.device, encoder.embed.weight.dtype, self.config.attention, power)
+        power, kind = POWER[self.config.position], images.device.type
+        if power and kind != "meta":
+            # What attention computes in: under autocast (DDP in bf16) that is not the precision of the weights.
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else encoder.embed.weight.dtype
+            check_backend(images.device, dtype, self.config.attention, power)
         return patchify(images, patch), *encoder.places(images.shape[-1] // patch, gsd.float())
 
     def join(self, streams: Mapping[str, Tokens]) -> Tensor:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from frontier.config.load import validate
 from frontier.config.schema import AugmentConfig
 from frontier.data.loader import Batch
+from frontier.data.manifest import band_places
 from frontier.data.shards import ShardSet
 from frontier.data.square_images import square_images
 from frontier.errors import UserError
 from frontier.probe.baselines import cell_statistics, colour_texture
 from frontier.probe.features import FeatureFunction, GridFunction, LabelledSamples
-from frontier.probe.subject import Ask, Subject, inputs_record, labels_of
+from frontier.probe.subject import NORMALISATIONS, Ask, Subject, inputs_record, labels_of, numbers_of, unlike_training
 from scale_alibi.config import METRIC, ScaleALiBiSection
 from scale_alibi.feed import columns_of
 from scale_alibi.model import ScaleALiBi
@@ -28,16 +29,12 @@ from scale_alibi.sensors import SensorSection, check_ground, resolve_sensor
 
 JOINT = "joint"
 COLOURS = {
-    "b02": "blue",
-    "b2": "blue",
-    "b03": "green",
-    "b3": "green",
-    "b04": "red",
-    "b4": "red",
-    "b08": "nir",
-    "b8": "nir",
+    **dict.fromkeys(("blue", "b", "b02", "b2"), "blue"),
+    **dict.fromkeys(("green", "g", "b03", "b3"), "green"),
+    **dict.fromkeys(("red", "r", "b04", "b4"), "red"),
+    **dict.fromkeys(("nir", "n", "b08", "b8"), "nir"),
 }
-"""Sentinel-2's names of the bands that other sensors name by colour."""
+"""Names of bands, of aerial images, of Sentinel-2 and of others -> their colour."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Looks:
 
     Attributes:
         images, gsd: as encoders see them, [B, C, S, S], and their metres a pixel [B, 2].
-        stored: the same bands [B, C, H, W] in stored units and at the stored size; what is missing is the run's mean.
+        stored: the same bands [B, C, H, W] in stored units and at the stored size; what is missing is the mean.
     """
 
     images: dict[str, Tensor]
@@ -114,13 +111,19 @@ def features(config: Mapping[str, Any], ask: Ask) -> Subject:
         ("colour_texture", lambda looks: np.concatenate([colour_texture(i.numpy()) for i in looks.stored.values()], 1)),
         {"source": source, **inputs_record({s.column: described(s, train) for s in sensors.values()})},
         {
-            "normalisation": "mean and deviation of the run",
+            "normalisation": NORMALISATIONS[ask.normalise],
             "resize": resized[first] if one else resized,
             "gsd_seen_m": seen[first] if one else seen,
         },
         grid,
         ("cell_statistics", lambda looks, grid: cell_statistics(looks.stored[first].numpy(), grid)),
+        tuple(note for sensor in sensors.values() for note in _notes(sensor, train)) if ask.normalise == "run" else (),
     )
+
+
+def _notes(sensor: SensorSection, shards: ShardSet) -> tuple[str, ...]:
+    places = band_places(shards.manifest["images"][sensor.column], sensor.bands or (), "bands")
+    return unlike_training(shards, sensor.column, places, sensor.mean or (), sensor.std or ())
 
 
 def choose_source(section: ScaleALiBiSection, shards: ShardSet, ask: Ask) -> str:
@@ -162,11 +165,23 @@ def seen_sensors(section: ScaleALiBiSection, source: str, shards: ShardSet, ask:
             raise UserError(
                 f"{column} images of {stored} pixels in {shards.path} do not divide into patches of {section.patch}: add --resize"
             )
-        bands = match_bands(
-            sensor.bands or [], shards.manifest["images"][column], f"column '{column}' of {shards.path}"
+        spec = shards.manifest["images"][column]
+        bands = match_bands(sensor.bands or [], spec, f"column '{column}' of {shards.path}")
+        mean, std = numbers_of(ask.normalise, shards, column, band_places(spec, bands, "bands")) or (
+            sensor.mean,
+            sensor.std,
         )
         given = sensor.gsd_m if column == sensor.column and _has_gsd(sensor, shards) else None
-        again = sensor.model_copy(update={"column": column, "bands": bands, "size": size, "gsd_m": ask.gsd_m or given})
+        again = sensor.model_copy(
+            update={
+                "column": column,
+                "bands": bands,
+                "size": size,
+                "gsd_m": ask.gsd_m or given,
+                "mean": mean,
+                "std": std,
+            }
+        )
         try:
             found[name] = resolve_sensor(name, again, shards, section.patch)
         except UserError as error:
@@ -199,7 +214,7 @@ def _has_gsd(sensor: SensorSection, shards: ShardSet) -> bool:
 def match_bands(wanted: Sequence[str], spec: Mapping[str, Any], where: str) -> list[str]:
     """The bands of `spec` that are those of `wanted`, by name or by colour (`COLOURS`). Raises UserError where one is missing."""
     own = [band["name"] for band in spec["bands"]]
-    by_colour = {_colour(name): name for name in own}
+    by_colour = {_colour(band["name"], band.get("common_name")): band["name"] for band in reversed(spec["bands"])}
     found = []
     for name in wanted:
         match = name if name in own else by_colour.get(_colour(name))
@@ -211,9 +226,10 @@ def match_bands(wanted: Sequence[str], spec: Mapping[str, Any], where: str) -> l
     return found
 
 
-def _colour(name: str) -> str:
+def _colour(name: str, common: str | None = None) -> str:
+    """Of a band by its `common` name, where that is a colour, or else by its name; the plain name where it has none."""
     plain = name.strip().lower()
-    return COLOURS.get(plain, plain)
+    return common if common and common in COLOURS.values() else COLOURS.get(plain, plain)
 
 
 def described(sensor: SensorSection, shards: ShardSet) -> dict[str, Any]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 COLUMN = "column:"
 """Begins a `gsd_m` that names a per-sample column."""
+FILLED = ("channels", "stored_size", "nominal_gsd_m")
 SAME_GROUND = 0.01
 """How far the nominal sides of two sensors' images may differ, as a share."""
 
@@ -51,8 +52,8 @@ class SensorSection(Section):
     channels: int | None = Field(None, gt=0)
     stored_size: int | None = Field(None, gt=0)
     nominal_gsd_m: float | None = Field(None, gt=0)
-    """These three are filled in: number of bands, side in pixels as stored, and metres a pixel of an uncropped image as the encoder
-    sees it (the median over the split, where it differs from sample to sample)."""
+    """These three (`FILLED`) are filled in: number of bands, side in pixels as stored, and metres a pixel of an uncropped image as the
+    encoder sees it (the median over the split, where it differs from sample to sample). Another value than that is refused."""
 
     @field_validator("gsd_m", mode="before")
     @classmethod
@@ -127,6 +128,17 @@ def resolve_sensor(name: str, section: SensorSection, shards: ShardSet | Synthet
             "nominal_gsd_m": nominal * stored / size,
         }
     )
+
+
+def check_filled(name: str, given: SensorSection, found: SensorSection) -> None:
+    """Raises UserError where a config says other things than were found, which nothing would heed."""
+    for key in FILLED:
+        said, own = getattr(given, key), getattr(found, key)
+        if said is not None and not math.isclose(said, own, rel_tol=1e-6):
+            raise UserError(
+                f"model.sensors.{name}.{key}={said:g}: it is filled in, and here it is {own:g}: leave it out, or set it to null where a "
+                "config that this one extends says it"
+            )
 
 
 def find_gsd(where: str, section: SensorSection, shards: ShardSet | SyntheticSet) -> float | str:

@@ -51,6 +51,8 @@ class Family:
         features: (a run's resolved config, `frontier.probe.subject.Ask`) -> `frontier.probe.subject.Subject`: frozen features of labelled
             shards. None where a sample is one image and the module has `encode(images)`: `frontier.probe.images`.
         workload: module (on meta) -> `frontier.models.workload.Workload`, for `frontier plan --config`; None where the predictor has presets.
+        without_shards: a config whose shards are not here -> (one of the same model on images made on the device, what it assumes), for
+            `frontier plan --config`. None: nothing is known without them.
         pictures: (trained module, the run's resolved config, shards that replace the run's or None) -> [`frontier.models.panels.Panels`] for
             the report. None where the module has `reconstruct(images, noise)`.
         evaluate: words of `frontier evaluate`, a checkpoint of this family among them -> exit code: it parses them, with what `frontier.evaluate`
@@ -71,6 +73,7 @@ class Family:
     source: type[Section] | None = None
     features: Callable[[dict[str, Any], Any], Any] | None = None
     workload: Callable[[nn.Module], Workload] | None = None
+    without_shards: Callable[[Any], tuple[Any, str]] | None = None
     pictures: Callable[[nn.Module, dict[str, Any], str | None], list[Panels]] | None = None
     evaluate: Callable[[list[str]], int] | None = None
     usage: str = ""

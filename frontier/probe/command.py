@@ -15,6 +15,7 @@ from frontier.arguments import Parser, device_named, output_file
 from frontier.errors import EXIT_OK, UserError
 
 from .methods import METHODS, chosen, named
+from .subject import NORMALISATIONS
 
 if TYPE_CHECKING:
     from .features import LabelledSamples
@@ -69,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
         help="metres a pixel of the images as stored, for models that know it (default: what the shards say)",
     )
     add("--resize", action="store_true", help="resize images to the encoder's size where it differs")
+    add(
+        "--normalise",
+        choices=NORMALISATIONS,
+        default="run",
+        help="bands by the run's mean and deviation, by those of these shards' training split, which suits images in other units, or to 0 and 1 at "
+        "their mean -+ 2 deviations, as CROMA's weights want them (default: run)",
+    )
     add("--batch", type=int, default=64, metavar="N", help="samples encoded at a time (default: 64)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<n> (default: auto: a GPU if any)")
     add("--seed", type=int, default=0, help="of every random choice of the probe (default: 0)")
@@ -142,11 +150,14 @@ def main(argv: Sequence[str]) -> int:
     splits = args.split_train, args.split_test
     pooling = args.pooling or "mean"
     ask = Ask(
-        args.data, splits, args.column, args.source, pooling, layers, args.resize, device, args.target, args.gsd_m
-    )
+        args.data, splits, args.column, args.source, pooling, layers, args.resize, device, args.target, args.gsd_m,
+        args.normalise,
+    )  # fmt: skip
     module, config, step = load_model(checkpoint)
     answers = family(config["model"]["family"]).features or image_subject
     subject = answers(config, ask)
+    for note in subject.notes:
+        _say(note)
     target = find_target(subject.shards, args.target)
     if target.kind == "segmentation" and args.pooling is not None:
         raise UserError(

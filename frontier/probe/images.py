@@ -15,7 +15,7 @@ from frontier.errors import UserError
 
 from .baselines import cell_statistics, colour_texture
 from .features import FeatureFunction, GridFunction, LabelledSamples, encoder_features, encoder_grid
-from .subject import Ask, Subject, inputs_record, labels_of
+from .subject import NORMALISATIONS, Ask, Subject, inputs_record, labels_of, numbers_of, unlike_training
 
 
 def image_subject(config: Mapping[str, Any], ask: Ask) -> Subject:
@@ -31,6 +31,7 @@ def image_subject(config: Mapping[str, Any], ask: Ask) -> Subject:
 
     size = data["image_size"]
     spec = train.manifest["images"][column]
+    mean, std = numbers_of(ask.normalise, train, column) or (data["mean"], data["std"])
 
     def looks(module: nn.Module) -> Any:
         if not hasattr(module, "encode") or not (ask.layers is None or hasattr(module, "encode_layers")):
@@ -38,12 +39,12 @@ def image_subject(config: Mapping[str, Any], ask: Ask) -> Subject:
         return module
 
     def encode(module: nn.Module) -> FeatureFunction:
-        return encoder_features(looks(module), data["mean"], data["std"], size, ask.pooling, ask.layers, ask.device)
+        return encoder_features(looks(module), mean, std, size, ask.pooling, ask.layers, ask.device)
 
     def tokens(module: nn.Module) -> GridFunction:
-        return encoder_grid(looks(module), data["mean"], data["std"], size, ask.layers, ask.device)
+        return encoder_grid(looks(module), mean, std, size, ask.layers, ask.device)
 
-    fits, measures = (labelled_images(shards, column, data["mean"], ask.target) for shards in (train, test))
+    fits, measures = (labelled_images(shards, column, mean, ask.target) for shards in (train, test))
     return Subject(
         train,
         fits,
@@ -51,9 +52,10 @@ def image_subject(config: Mapping[str, Any], ask: Ask) -> Subject:
         encode,
         ("colour_texture", colour_texture),
         {"column": column, **inputs_record({column: spec})},
-        {"normalisation": "mean and deviation of the run", **_size_record(spec, size)},
+        {"normalisation": NORMALISATIONS[ask.normalise], **_size_record(spec, size)},
         tokens,
         ("cell_statistics", cell_statistics),
+        unlike_training(train, column, range(len(mean)), mean, std) if ask.normalise == "run" else (),
     )
 
 
@@ -78,7 +80,7 @@ def stored_images(
 ) -> tuple[tuple[str, ...], Callable[[Mapping[str, Tensor]], NDArray[Any]]]:
     """(columns to read, their batches -> images [B, C, H, W] in stored units).
 
-    What is missing in an image is `mean`, as in training, for every encoder and baseline alike.
+    What is missing in an image is `mean`, 0 to an encoder as in training, for every encoder and baseline alike.
     """
     centred = Normaliser.of(shards, column, mean=list(mean), std=[1.0] * len(mean))
     whole = centred.mask is None and centred.nodata is None and shards.describe(column)[1].kind in "iu"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from frontier.errors import UserError
 
 from .targets import labels_of
 
@@ -15,7 +17,14 @@ if TYPE_CHECKING:
 
     from .features import FeatureFunction, GridFunction, LabelledSamples
 
-__all__ = ["Ask", "Subject", "inputs_record", "labels_of"]
+__all__ = ["NORMALISATIONS", "Ask", "Subject", "inputs_record", "labels_of", "numbers_of", "unlike_training"]
+
+NORMALISATIONS = {
+    "run": "mean and deviation of the run",
+    "data": "mean and deviation of the probed shards",
+    "data_2std": "mean -+ 2 deviations of the probed shards to 0 and 1",
+}
+"""Words of `--normalise` -> what rows say of them. Statistics of shards are those of their training split."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Ask:
         device: where to compute.
         target: which labels, for `targets.labels_of`; None: the shards' own choice.
         gsd_m: metres a pixel of the images as stored; None: what the shards say.
+        normalise: one of `NORMALISATIONS`.
     """
 
     data: str
@@ -44,6 +54,7 @@ class Ask:
     device: str = "cpu"
     target: str | None = None
     gsd_m: float | None = None
+    normalise: str = "run"
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,7 @@ class Subject:
         views: keys of the rows of encoders that say how they saw it: normalisation, size.
         tokens: module -> features of the cells of a grid over the sample, for labels of pixels; None where a model has no grid.
         cells: (name, (samples, (rows, columns)) -> the same of statistics that need no encoder).
+        notes: for the user, a line each.
     """
 
     shards: ShardSet
@@ -70,6 +82,7 @@ class Subject:
     views: dict[str, Any] = field(default_factory=dict)
     tokens: Callable[[nn.Module], GridFunction] | None = None
     cells: tuple[str, Callable[[Any, tuple[int, int]], Tensor]] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def inputs_record(inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -82,3 +95,39 @@ def inputs_record(inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     if len(inputs) == 1:
         return {"bands": next(iter(bands.values())), "gsd_m": next(iter(gsd_m.values()))}
     return {"bands": bands, "gsd_m": gsd_m}
+
+
+def numbers_of(
+    normalise: str, shards: ShardSet, column: str, pick: Sequence[int] | None = None
+) -> tuple[list[float], list[float]] | None:
+    """What is subtracted from, and what divides, each band of `column` (of `pick`, where not all are taken), in stored units; None: the run's.
+
+    Raises UserError where the shards do not say the statistics that are asked for.
+    """
+    if normalise == "run":
+        return None
+    if not shards.manifest["images"][column].get("statistics"):
+        raise UserError(
+            f"--normalise {normalise}: {shards.path} has no statistics of '{column}', for want of a train split: leave it out"
+        )
+    mean, std = (v if pick is None else v[list(pick)] for v in shards.statistics(column))
+    if normalise == "data_2std":
+        mean, std = mean - 2 * std, 4 * std
+    return mean.tolist(), std.tolist()
+
+
+def unlike_training(
+    shards: ShardSet, column: str, bands: Sequence[int], mean: Sequence[float], std: Sequence[float]
+) -> tuple[str, ...]:
+    """A note where the run's numbers, for these places of bands, leave values that it cannot have been trained on: other units, as a rule."""
+    if not shards.manifest["images"][column].get("statistics"):
+        return ()
+    own_mean, own_std = shards.statistics(column)
+    for place, centre, spread in zip(bands, mean, std, strict=True):
+        off, width = float(own_mean[place] - centre) / spread, float(own_std[place]) / spread
+        if abs(off) > 4 or not 0.1 < width < 10:
+            return (
+                f"column '{column}' of {shards.path}: a band has mean {off:.3g} and deviation {width:.3g} after the run's normalisation, as if it were in "
+                "other units than the training's: --normalise data takes the mean and deviation of these shards",
+            )
+    return ()

@@ -311,7 +311,9 @@ def stored(config: Config) -> tuple[dict[str, Any], list[str]]:
 
 
 def of_family(path: str, config: Config, given: set[str]) -> tuple[dict[str, Any], OwnWork]:
-    """As `from_config`, of a config whose data say what its model looks like: manifests and labels are read."""
+    """As `from_config`, of a config whose data say what its model looks like: manifests and labels are read, where there are any here."""
+    from pathlib import Path
+
     import torch
 
     from frontier.models.registry import family
@@ -323,11 +325,16 @@ def of_family(path: str, config: Config, given: set[str]) -> tuple[dict[str, Any
         if name in given:
             word = name.replace("_", "-")
             raise UserError(f"--{word} says nothing of {path}, a config of model.family={chosen.name}: leave it out")
-    feed = chosen.feed(config, False, None)
-    resolved = replace(config, data=feed.data, model=feed.model)
+    known, said = config, []
+    shards = config.data.shards
+    if chosen.without_shards is not None and shards is not None and not Path(shards).exists():
+        known, note = chosen.without_shards(config)
+        said = [note]
+    feed = chosen.feed(known, False, None)
+    resolved = replace(known, data=feed.data, model=feed.model)
     with torch.device("meta"):
         module = chosen.build(resolved.model, chosen.shape(resolved))
-    settings = {"model": feed.model.preset, "workload": chosen.name, **run_settings(config)}
+    settings = {"model": feed.model.preset, "workload": chosen.name, "said": said, **run_settings(config)}
     samples = sum(stream.sampler.global_batch for stream in feed.streams)
     settings["sample_bytes"] = (
         sum(stream.sampler.global_batch * stream.sample_bytes for stream in feed.streams) // samples

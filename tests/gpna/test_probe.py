@@ -126,6 +126,10 @@ def test_shards_need_the_inputs_and_a_label_alone(trained: Path, tmp_path: Path)
         (["--source", "scenes", "--pooling", "cls"], r"no \[cls\] token: choose mean or mean_std"),
         (["--source", "scenes", "--column", "x"], "--column x: a gpna model reads all inputs"),
         (["--source", "scenes", "--resize"], "--resize: a gpna model takes the sizes"),
+        (
+            ["--source", "scenes", "--normalise", "data"],
+            "--normalise data: a gpna model reads its inputs by its own statistics",
+        ),
         (["--source", "scenes", "--layers", "2"], "layer 2 of 2 blocks"),
     ],
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from frontier.cli import main as frontier
+from frontier.errors import UserError
 from frontier_profiling.predict.command import main as plan
 from tests.conftest import ROOT, curve, read_jsonl, run_frontier
 from tests.jobs.stubs import S2_12, triplets
@@ -48,6 +49,27 @@ def test_what_the_comment_says_is_predicted(
     found = [row["memory_gib"]["peak"], row["images_per_s"]]
     found += [row["global_batch"] / row[f"step_s_{end}"] for end in ("high", "low")]
     assert [f"{value:,.0f}" for value in found] == list(said[1:])
+
+
+@pytest.mark.parametrize("name", ["base", "croma"])
+def test_planned_before_there_are_shards(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with the shards, and what was assumed of them is told; a sensor of which nothing is known is refused."""
+    path, rows = CONFIGS / f"scale_alibi_{name}.yaml", []
+    for where in (folder, tmp_path):
+        monkeypatch.chdir(where)
+        assert plan(["--config", str(path), "--nodes", "16", "--json"]) == 0
+        rows += json.loads(capsys.readouterr().out)["rows"]
+    for key in ("memory_gib", "images_per_s", "global_batch"):
+        assert rows[1][key] == rows[0][key], key
+    first = "radar of 2 bands and 256 px" if name == "base" else "radar of 2 bands and 120 px"
+    assert f"assumed: {first}" in " ".join(rows[1]["notes"]) and "is not here" not in " ".join(rows[0]["notes"])
+    (tmp_path / "bare.yaml").write_text(f"extends: {path}\nmodel: {{sensors: {{radar: {{bands: null}}}}}}\n")
+    with pytest.raises(
+        UserError, match="is not here, and model.sensors.radar does not say .*: give its size and bands"
+    ):
+        plan(["--config", "bare.yaml", "--nodes", "16"])
 
 
 def test_the_script_asks_for_the_nodes_that_are_planned() -> None:

@@ -103,6 +103,33 @@ def test_other_sizes_only_on_request(trained: Path, small: Path, tmp_path: Path)
     assert probe(trained, "--data", small, "--method", "knn", "--resize", "--out", tmp_path / "r.json") == 0
 
 
+def test_images_in_other_units(trained: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A hundred times the values: told, and the same features where they are normalised by their own statistics."""
+    other = Path(shutil.copytree(shards, tmp_path / "other"))
+    manifest = json.loads((other / "manifest.json").read_text())
+    own = manifest["images"]["image"]["statistics"]
+    config = yaml.safe_load((trained / "config.yaml").read_text())["data"]
+    manifest["images"]["image"]["statistics"] = {**own, "mean": config["mean"], "std": config["std"]}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+
+    def rows(*options: str | Path) -> list[dict]:
+        out = tmp_path / "rows.json"
+        assert probe(trained, "--data", other, "--method", "logistic", "--out", out, *options) == 0
+        return json.loads(out.read_text())
+
+    plain, same = rows(), rows("--normalise", "data")
+    assert not capsys.readouterr().err.count("--normalise")
+    assert [row["accuracy"] for row in same] == [row["accuracy"] for row in plain]
+    said = [row["normalisation"] for row in same]
+    assert said == ["mean and deviation of the probed shards"] * 2 + ["none"]
+    manifest["images"]["image"]["statistics"] |= {"mean": [100 * m for m in config["mean"]]}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert rows()[0]["accuracy"] == plain[0]["accuracy"]  # of the numbers of the run still
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "--normalise" in line]
+    assert "column 'image'" in told and "other units" in told
+    assert rows("--normalise", "data_2std")[0]["normalisation"].startswith("mean -+ 2 deviations")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

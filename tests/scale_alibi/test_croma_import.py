@@ -92,6 +92,8 @@ def test_exported_again_it_is_the_same_file(
         (["model.weights.contrastive=0"], "model.weights.contrastive=0 does not go"),
         (["model.chain=[lores,radar]"], "model.chain=lores,radar does not go"),
         (["model.sensors.radar.depth=2"], "model.sensors.radar.depth=2 does not go"),
+        (["model.sensors.radar.mean=[-20,-25]"], "model.sensors.radar.mean without std: give both, or neither"),
+        (["model.sensors.radar.std=[5,5]"], "model.sensors.radar.std without mean: give both, or neither"),
         (["model.sensors.lores.bands=[B02]"], "model.sensors.lores.bands (not 12 of them) does not go"),
         (["train.global_batch=1"], "take 2 or more"),
         (["train=3"], "config train is no section"),

@@ -60,6 +60,12 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ),
         ("model.sensors.radar.std=[.inf,1]", "model.sensors.radar.std.0: Input should be a finite number (given inf)"),
         ("model.sensors.radar.std=[0,1]", "not positive"),
+        (
+            "model.sensors.radar.channels=5",
+            "model.sensors.radar.channels=5: it is filled in, and here it is 2: leave it out",
+        ),
+        ("model.sensors.hires.stored_size=64", "stored_size=64: it is filled in, and here it is 32"),
+        ("model.sensors.hires.nominal_gsd_m=3", "nominal_gsd_m=3: it is filled in"),
         ("model.sensors.joint={column: s1}", "'joint' cannot be a sensor's name"),
         ("model.sensors.contrastive={column: s1}", "'contrastive' cannot be a sensor's name"),
         ("model.sensors.keys={column: s1, gsd_m: 'column:coarse_m'}", "'keys' cannot be a sensor's name"),
@@ -69,6 +75,16 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("model.chain=[hires,radar,lores]", "no whole multiple of the 8x8 of hires"),
         ("model.patch=5", "do not divide into patches of 5"),
         ("model.mask_ratio=0.99", "keeps 0 of 16 patches"),
+        (
+            "model.mask_ratio=0.5 & "
+            "model.sensors={radar: {mask_ratio: 0.5}, lores: {mask_ratio: 0.5}, hires: {mask_ratio: 0.6}}",
+            "model.mask_ratio has no effect, as every sensor has its own",
+        ),
+        (
+            "model.depth=2 & model.weights.reconstruction=0 & model.decoder.heads=null & "
+            "model.sensors={radar: {depth: 1}, lores: {depth: 2}, hires: {depth: 2}}",
+            "model.depth has no effect, as every sensor has its own and weights.reconstruction=0",
+        ),
         ("model.reference_m=0", "greater than 0"),
         ("model.reference_m=.inf", "finite"),
         ("model.weights.contrastive=.inf", "finite"),

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import scale_alibi.attention
+import scale_alibi.model
 from frontier.errors import UserError
 from frontier.models.layers import gather_rows
 from frontier.models.vit import patchify
@@ -213,6 +215,15 @@ def test_larger_images_and_other_grids() -> None:
         model.encode("thermal", torch.randn(1, 3, 64, 64), torch.ones(1, 2))
 
 
+@pytest.mark.parametrize("shape", [(2,), (2, 1), (1, 2)])
+def test_ground_distance_is_told_of_each_sample_and_axis(shape: tuple[int, ...]) -> None:
+    given = inputs(2)
+    with pytest.raises(
+        UserError, match=r"GSD of radar of shape .*: give metres a pixel along \(y, x\) of each of 2 samples"
+    ):
+        small().encode("radar", given["images"]["radar"], torch.full(shape, 10.0))
+
+
 def test_training_after_inference() -> None:
     """What is made once, for inference, serves a later backward pass in the same process."""
     check_backend.cache_clear()
@@ -221,6 +232,26 @@ def test_training_after_inference() -> None:
     with torch.inference_mode():
         model(**given)
     model(**given)["loss"].backward()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_self_check_is_in_the_precision_of_the_attention(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DDP in bf16 keeps float32 weights: what is checked is what will run."""
+    seen: dict[str, set[torch.dtype]] = {"checked": set(), "attended": set()}
+    attended = scale_alibi.attention.BACKENDS["products"]
+
+    def check(device: torch.device, dtype: torch.dtype, *_: Any) -> None:
+        seen["checked"].add(dtype)
+
+    def attend(q: Tensor, *rest: Any) -> Tensor:
+        seen["attended"].add(q.dtype)
+        return attended(q, *rest)
+
+    monkeypatch.setattr(scale_alibi.model, "check_backend", check)
+    monkeypatch.setitem(scale_alibi.attention.BACKENDS, "products", attend)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        small(attention="products")(**inputs(2))
+    assert seen["checked"] == seen["attended"] == {torch.bfloat16 if autocast else torch.float32}
 
 
 def test_nothing_is_compared_without_the_contrastive_loss() -> None:

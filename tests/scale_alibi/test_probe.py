@@ -22,7 +22,7 @@ from frontier.probe.subject import Ask, Subject
 from frontier.train.checkpoint import build_model
 from scale_alibi.feed import open_feed
 from scale_alibi.model import ScaleALiBi
-from scale_alibi.probe import features, pool
+from scale_alibi.probe import features, match_bands, pool
 from tests.scale_alibi.sets import write_rows
 from tests.scale_alibi.triplets import changed, small_config, write_triplets
 
@@ -193,6 +193,57 @@ def test_bands_by_name_and_by_colour(triplets: Path, tmp_path: Path) -> None:
         UserError, match="has the bands b0, red, green; the encoder was trained on b2: choose another --source"
     ):
         found(["b0", "red", "green"], "without")
+
+
+def test_aerial_bands_by_letter_and_by_common_name() -> None:
+    """Tile triplets call NAIP's bands R, G and B, GEO-Bench's aerial tasks red, green and blue, its Landsat task B4, B3 and B2."""
+
+    def found(wanted: list[str], *bands: tuple[str, str | None]) -> list[str]:
+        spec = {"bands": [{"name": name} | ({"common_name": common} if common else {}) for name, common in bands]}
+        return match_bands(wanted, spec, "here")
+
+    aerial = [("blue", None), ("green", None), ("red", None), ("nir", None)]
+    assert found(["R", "G", "B", "N"], *aerial) == ["red", "green", "blue", "nir"]
+    assert found(["red"], ("R", None)) == found(["B04"], ("R", None)) == ["R"]
+    landsat = [("B2", "blue"), ("B3", "green"), ("B4", "red"), ("B5", "nir"), ("B8", "pan")]
+    assert found(["B04", "B08"], *landsat[:4]) == found(["R", "N"], *landsat[:4]) == ["B4", "B5"]
+    assert found(["B08"], ("B8A", "nir"), ("B08", "nir")) == ["B08"]
+
+
+def test_normalised_by_the_probed_shards(triplets: Path, tmp_path: Path) -> None:
+    """The same ground in other units: seen as in training, by the statistics of the shards that are probed."""
+
+    def scaled(manifest: dict[str, Any]) -> None:
+        manifest["images"]["s1"]["statistics"] = {"mean": [90.0, 100.0], "std": [5.0, 0.5]}
+
+    config = resolved(triplets)
+    model = built(config)
+    other = changed(triplets, tmp_path / "other", scaled)
+    _, gsd = by_hand(triplets)
+    stored = torch.from_numpy(ShardSet(triplets).read("s1", 0, 5)).float()
+    mean, std = (torch.tensor(v).view(2, 1, 1) for v in ([90.0, 100.0], [5.0, 0.5]))
+    for word, said, images in (
+        ("run", "mean and deviation of the run", (stored - 120) / 45),
+        ("data", "mean and deviation of the probed shards", (stored - mean) / std),
+        ("data_2std", "mean -+ 2 deviations of the probed shards to 0 and 1", (stored - mean + 2 * std) / (4 * std)),
+    ):
+        subject = features(config, Ask(str(other), TRAIN, source="radar", normalise=word))
+        with torch.no_grad():
+            expected = model.encode("radar", images, gsd["radar"]).x.mean(1)
+        np.testing.assert_allclose(pooled(subject, model), expected, atol=1e-4)
+        assert subject.views["normalisation"] == said
+        # The first band fits the run's numbers, the second does not.
+        assert len(subject.notes) == (word == "run")
+    (note,) = features(config, Ask(str(other), TRAIN, source="radar")).notes
+    assert "column 's1'" in note and "--normalise data" in note and "\n" not in note
+    assert not features(config, Ask(str(triplets), TRAIN)).notes
+
+    def without(manifest: dict[str, Any]) -> None:
+        manifest["images"]["s1"]["statistics"] = None
+
+    bare = changed(triplets, tmp_path / "bare", without)
+    with pytest.raises(UserError, match="--normalise data: .* has no statistics of 's1', .*: leave it out"):
+        features(config, Ask(str(bare), TRAIN, source="radar", normalise="data"))
 
 
 def test_what_is_asked_when_nothing_is_said(triplets: Path, tmp_path: Path) -> None:
