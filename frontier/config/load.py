@@ -48,14 +48,31 @@ class Config:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which refuses what YAML forbids and PyYAML lets pass: a key twice in a mapping, of which the last would win."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' is there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
+
+
 def read_yaml(path: Path, holds: str = "the sections run, model, data, train, …") -> dict[str, Any]:
     """One YAML mapping, read with the safe loader. Raises UserError; `holds` says what it should be a mapping of."""
     try:
-        loaded = yaml.safe_load(path.read_text())
+        loaded = yaml.load(path.read_text(), _Loader)
     except FileNotFoundError:
         raise UserError(f"no config {path}: give the path of a YAML file (jobs/configs/ holds examples)") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder: give the path of a YAML file") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
@@ -99,18 +116,19 @@ def extended_files(path: Path) -> list[Path]:
 def parse_override(text: str) -> tuple[list[str], Any]:
     """`train.steps=100` -> (["train", "steps"], 100); the value is read as YAML."""
     key, equals, value = text.partition("=")
-    if not equals or not key:
+    keys = key.split(".")
+    if not equals or not all(keys):
         raise UserError(f"'{text}' is not an override: write section.key=value, such as train.steps=100")
     try:
-        parsed = yaml.safe_load(value) if value else None
+        parsed = yaml.load(value, _Loader) if value else None
     except yaml.YAMLError as error:
-        raise UserError(f"the value in '{text}' is not YAML: {error}") from None
+        raise UserError(f"the value in '{text}' is not YAML: {getattr(error, 'problem', None) or error}") from None
     if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as a string
         try:
             parsed = float(parsed)
         except ValueError:
             pass
-    return key.split("."), parsed
+    return keys, parsed
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -203,12 +203,12 @@ def _check_device(config: Config, device: torch.device) -> None:
 
 def _try_to_make(run_dir: Path) -> None:
     """It stays only where it was there before: what is refused later leaves nothing behind."""
-    if run_dir.is_dir():
-        return
     try:
+        if run_dir.is_dir():
+            return
         run_dir.mkdir(parents=True)
         run_dir.rmdir()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
         raise UserError(
-            f"run.dir={run_dir} cannot be made ({error.strerror}): mend that, or name another folder"
+            f"run.dir={run_dir} cannot be made ({getattr(error, 'strerror', error)}): mend that, or name another folder"
         ) from None
