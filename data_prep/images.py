@@ -113,7 +113,7 @@ def _check_bands(image: Image.Image) -> None:
     bands, bits = int(tags.get(SAMPLESPERPIXEL, 1)), tags.get(BITSPERSAMPLE, (1,))
     extra = tags.get(EXTRASAMPLES, ())
     alpha = len(extra) == 1 and extra[0] in (1, 2)
-    kept = _COLOURS.get(tags.get(PHOTOMETRIC_INTERPRETATION), 1) + alpha
+    kept = _COLOURS.get(int(tags.get(PHOTOMETRIC_INTERPRETATION, 1)), 1) + alpha
     if bands > kept:
         raise UserError(f"holds {bands} bands, of which pillow would keep {kept}: try --reader geotiff")
     if bands > 1 and max(bits) > 8:

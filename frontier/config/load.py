@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -68,7 +70,9 @@ def read_yaml(path: Path, holds: str = "the sections run, model, data, train, â€
     try:
         loaded = yaml.load(path.read_text(), _Loader)
     except FileNotFoundError:
-        raise UserError(f"no config {path}: give the path of a YAML file (jobs/configs/ holds examples)") from None
+        raise UserError(
+            f"no config {path}: give the path of a YAML file, or the name of a shipped one (mae_debug)"
+        ) from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder: give the path of a YAML file") from None
     except OSError as error:
@@ -80,6 +84,18 @@ def read_yaml(path: Path, holds: str = "the sections run, model, data, train, â€
     if not isinstance(loaded, dict):
         raise UserError(f"{path} must hold a mapping with {holds}")
     return loaded
+
+
+def config_file(name: str | Path) -> Path:
+    """The file of that path, else the config of that name that is shipped (jobs/configs/, also where no repository is)."""
+    path = Path(name)
+    if path.suffix or os.path.exists(path):
+        return path
+    try:
+        shipped = Path(str(files("frontier_jobs"))) / "configs" / f"{path}.yaml"
+    except ModuleNotFoundError:
+        return path
+    return shipped if os.path.exists(shipped) else path
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,5 +294,6 @@ def overridden(values: dict[str, Any], overrides: Sequence[str], where: str | Pa
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read `path`, its `extends:` chain and the dotted overrides; validate the result."""
-    return validate(overridden(read_extended(Path(path)), overrides, path))
+    """Read `path` (see `config_file`), its `extends:` chain and the dotted overrides; validate the result."""
+    path = config_file(path)
+    return validate(overridden(read_extended(path), overrides, path))

@@ -126,6 +126,17 @@ def test_a_config_that_is_no_file(tmp_path: Path) -> None:
             read_yaml(path)
 
 
+def test_a_shipped_config_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation has no jobs/configs/ beside it; a file of the user's comes first."""
+    monkeypatch.chdir(tmp_path)
+    assert load_config("mae_debug") == load_config(ROOT / "jobs/configs/mae_debug.yaml")
+    with pytest.raises(UserError, match=r"no config .*/mae_debu: give .* the name of a shipped one"):
+        load_config("mae_debu")
+    Path("mae_debug").write_text("3\n")
+    with pytest.raises(UserError, match="mae_debug must hold a mapping"):
+        load_config("mae_debug")
+
+
 def test_true_is_no_number() -> None:
     """`steps: yes` would be one step; a key that takes both keeps the truth."""
     for section, value in (("train", {"steps": True}), ("train", {"base_lr": False}), ("run", {"seed": True})):
