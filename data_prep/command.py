@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.write_command import add_repack, add_write
+from frontier.arguments import Parser
 from frontier.errors import EXIT_OK, EXIT_USER, UserError
 
 
@@ -18,7 +19,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="frontier shards",
         description="Imagery, or generated scenes, into HDF5 shards; and what they hold.",
     )

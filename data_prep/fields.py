@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.scenes import MOST
 from data_prep.scenes_fields import FINE, PIXEL_M, parcels, rotated, smooth_fields, upsample
 from data_prep.scenes_spectra import RGB_BANDS
 from data_prep.source import ArrayColumn, ImageColumn, Listing, Source, Stored, Target
@@ -134,8 +135,8 @@ class FieldSource(Source):
 
     def __init__(self, count: int, *, seed: int = 0, size: int = 224, name: str | None = None) -> None:
         """Raises `UserError` for a count, size or seed that cannot be."""
-        if count < 1:
-            raise UserError(f"--fields {count}: give 1 or more")
+        if not 1 <= count <= MOST:
+            raise UserError(f"--fields {count}: give 1 to {MOST:,}")
         if not 16 <= size <= 1024:
             raise UserError(f"--size {size}: give 16 to 1024 pixels")
         if not 0 <= seed < 1 << 63:

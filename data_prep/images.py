@@ -10,14 +10,23 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    EXTRASAMPLES,
+    PHOTOMETRIC_INTERPRETATION,
+    SAMPLESPERPIXEL,
+    TiffImageFile,
+)
 
 from frontier.errors import UserError
 
 Fit = Literal["resize", "crop", "resize_crop"]
+_COLOURS = {2: 3, 5: 4, 6: 3, 8: 3}
+"""Bands of a colour by a TIFF's photometric interpretation: RGB, CMYK, YCbCr, CIELAB; of all others one."""
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _MORE = (struct.error, zlib.error, AttributeError, OverflowError, ZeroDivisionError, RuntimeError, MemoryError)
 """What pillow's parsers let through of a damaged file, besides what it says it raises."""
@@ -67,7 +76,7 @@ def probe_bytes(data: bytes, least: int = 1) -> Probe:
 def decode(data: bytes) -> Image.Image:
     """The decoded image, pixels as stored (no EXIF rotation, no colour profile).
 
-    Raises `UserError` with the reason where pillow cannot decode it, or would silently lose depth or pages.
+    Raises `UserError` with the reason where pillow cannot decode it, or would silently lose depth, bands or pages.
     """
     try:
         with warnings.catch_warnings():
@@ -77,8 +86,10 @@ def decode(data: bytes) -> Image.Image:
             pages = getattr(image, "n_frames", 1)
             if pages > 1:
                 raise UserError(f"holds {pages} pages, one is expected")
-            if image.format == "PNG" and data[24] == 16 and data[25] in (2, 6):
-                raise UserError("16-bit colour PNG, which pillow would cut to 8 bits")
+            if image.format == "PNG" and data[24] == 16 and data[25] in (2, 4, 6):
+                raise UserError("16-bit colour or alpha PNG, which pillow would cut to 8 bits")
+            if image.format == "TIFF":
+                _check_bands(image)
             image.load()
     except UnidentifiedImageError:
         raise UserError("not a JPEG, PNG or TIFF that pillow reads") from None
@@ -94,6 +105,19 @@ def decode(data: bytes) -> Image.Image:
             raise UserError("has 32-bit pixels, 8 or 16 bits are expected")
         return Image.fromarray(values.astype(np.uint16))
     return image
+
+
+def _check_bands(image: Image.Image) -> None:
+    """Raise `UserError` for a TIFF of whose bands pillow would keep only some, or only the upper 8 bits of each."""
+    tags = cast(TiffImageFile, image).tag_v2
+    bands, bits = int(tags.get(SAMPLESPERPIXEL, 1)), tags.get(BITSPERSAMPLE, (1,))
+    extra = tags.get(EXTRASAMPLES, ())
+    alpha = len(extra) == 1 and extra[0] in (1, 2)
+    kept = _COLOURS.get(int(tags.get(PHOTOMETRIC_INTERPRETATION, 1)), 1) + alpha
+    if bands > kept:
+        raise UserError(f"holds {bands} bands, of which pillow would keep {kept}: try --reader geotiff")
+    if bands > 1 and max(bits) > 8:
+        raise UserError(f"{max(bits)}-bit TIFF of {bands} bands, of which pillow takes 8 bits: try --reader geotiff")
 
 
 def load_image(image: Image.Image, shape: tuple[int, int, int], fit: Fit, deep: bool) -> np.ndarray:

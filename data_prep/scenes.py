@@ -32,6 +32,8 @@ from frontier.data.manifest import nearest
 from frontier.errors import UserError
 
 GENERATOR_VERSION = 1
+MOST = 10_000_000
+"""Generated samples of one plan, which every process holds in memory."""
 SENSORS = ("rgb", "s2", "s1", "naip", "naip_5m")
 _DAY = 86400
 _FIRST_DAY = 17897 * _DAY
@@ -129,8 +131,8 @@ class SceneSource(Source):
                 raise UserError(f"--sensors: no sensor {sensor!r}: {nearest(sensor, SENSORS)}")
         if not sensors:
             raise UserError(f"--sensors: give at least one of {', '.join(SENSORS)}")
-        if count < 1:
-            raise UserError(f"--scenes {count}: give 1 or more")
+        if not 1 <= count <= MOST:
+            raise UserError(f"--scenes {count}: give 1 to {MOST:,}")
         if not 16 <= size <= 1024:
             raise UserError(f"--size {size}: give 16 to 1024 pixels")
         if not 0 <= seed < 1 << 63:

@@ -122,6 +122,8 @@ def disk_error(error: OSError, path: Path) -> UserError:
         return UserError(
             f"{path}: cannot be written ({error.strerror}): give another directory, or mend the access rights"
         )
+    if error.errno == errno.EISDIR:
+        return UserError(f"{path}: is a folder, where a file belongs: remove it and run the same command again")
     return TransientError(f"{path}: cannot be written ({text}): run the same command again")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from frontier.cli import VERBS
+from frontier.cli import VERBS, main
 from tests.conftest import ROOT, run_frontier
 
 HEAVY = ("torch", "numpy", "pydantic", "yaml", "h5py", "sklearn", "matplotlib", "rich")
@@ -34,6 +34,14 @@ def test_unknown_verb() -> None:
     done = run_frontier("pretrian")
     assert done.returncode == 2
     assert "did you mean 'pretrain'" in done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_wrong_option_is_one_line(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--nosuch"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"frontier {verb}: ")
+    assert said.count("\n") == 1
 
 
 def test_help_into_a_closed_pipe() -> None:

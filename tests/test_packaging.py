@@ -63,9 +63,9 @@ def test_installed_wheel_works_beside_a_standard_profiling_package(wheel: Path, 
     code = (
         "import profiling, frontier, frontier_profiling.report.command, frontier_jobs, data_prep.command\n"
         "import torch.distributed.checkpoint\n"
-        "from importlib.resources import files\n"
         "assert profiling.mark == 'standard library'\n"
-        "assert (files('frontier_jobs') / 'configs/mae_vit_3b.yaml').is_file()\n"
+        "from frontier.config.load import load_config\n"
+        "assert load_config('mae_debug').run.dir == 'runs/debug'\n"
         "assert 'site' in frontier.__file__, frontier.__file__\n"
     )
     done = subprocess.run(

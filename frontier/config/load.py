@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -48,14 +50,33 @@ class Config:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which refuses what YAML forbids and PyYAML lets pass: a key twice in a mapping, of which the last would win."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' is there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
+
+
 def read_yaml(path: Path, holds: str = "the sections run, model, data, train, â€¦") -> dict[str, Any]:
     """One YAML mapping, read with the safe loader. Raises UserError; `holds` says what it should be a mapping of."""
     try:
-        loaded = yaml.safe_load(path.read_text())
+        loaded = yaml.load(path.read_text(), _Loader)
     except FileNotFoundError:
-        raise UserError(f"no config {path}: give the path of a YAML file (jobs/configs/ holds examples)") from None
+        raise UserError(
+            f"no config {path}: give the path of a YAML file, or the name of a shipped one (mae_debug)"
+        ) from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder: give the path of a YAML file") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
@@ -63,6 +84,18 @@ def read_yaml(path: Path, holds: str = "the sections run, model, data, train, â€
     if not isinstance(loaded, dict):
         raise UserError(f"{path} must hold a mapping with {holds}")
     return loaded
+
+
+def config_file(name: str | Path) -> Path:
+    """The file of that path, else the config of that name that is shipped (jobs/configs/, also where no repository is)."""
+    path = Path(name)
+    if path.suffix or os.path.exists(path):
+        return path
+    try:
+        shipped = Path(str(files("frontier_jobs"))) / "configs" / f"{path}.yaml"
+    except ModuleNotFoundError:
+        return path
+    return shipped if os.path.exists(shipped) else path
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,18 +132,19 @@ def extended_files(path: Path) -> list[Path]:
 def parse_override(text: str) -> tuple[list[str], Any]:
     """`train.steps=100` -> (["train", "steps"], 100); the value is read as YAML."""
     key, equals, value = text.partition("=")
-    if not equals or not key:
+    keys = key.split(".")
+    if not equals or not all(keys):
         raise UserError(f"'{text}' is not an override: write section.key=value, such as train.steps=100")
     try:
-        parsed = yaml.safe_load(value) if value else None
+        parsed = yaml.load(value, _Loader) if value else None
     except yaml.YAMLError as error:
-        raise UserError(f"the value in '{text}' is not YAML: {error}") from None
+        raise UserError(f"the value in '{text}' is not YAML: {getattr(error, 'problem', None) or error}") from None
     if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as a string
         try:
             parsed = float(parsed)
         except ValueError:
             pass
-    return key.split("."), parsed
+    return keys, parsed
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -260,5 +294,6 @@ def overridden(values: dict[str, Any], overrides: Sequence[str], where: str | Pa
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read `path`, its `extends:` chain and the dotted overrides; validate the result."""
-    return validate(overridden(read_extended(Path(path)), overrides, path))
+    """Read `path` (see `config_file`), its `extends:` chain and the dotted overrides; validate the result."""
+    path = config_file(path)
+    return validate(overridden(read_extended(path), overrides, path))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
@@ -17,10 +18,29 @@ STRATEGIES = ("ddp", "no_shard", "shard_grad_op", "full_shard", *ZERO)
 STRATEGY_HELP = f"{', '.join(STRATEGIES)} or hybrid_<k> (hybrid_8: shards inside groups of 8 consecutive ranks)"
 
 
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types that a field may hold: of `PositiveInt | None` int and None."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for one in get_args(annotation) for kind in _kinds(one)}
+    return {annotation}
+
+
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, numbers are finite, values never change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, values: Any) -> Any:
+        """`train.steps: yes` would be one step."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            kinds = _kinds(cls.model_fields[name].annotation) if name in cls.model_fields else set()
+            if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
+                raise ValueError(f"{name} should be a number (given {value})")
+        return values
 
 
 class RunConfig(Section):

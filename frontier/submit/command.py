@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
         "Settings (environment, staging, doctor, requeue) come from jobs/site.env and the environment.",
         epilog="exit codes: 0 submitted, 2 the input is wrong or the scheduler refuses, 75 the scheduler does not answer",
     )
-    parser.add_argument("config", help="YAML file (jobs/configs/ holds examples)")
+    parser.add_argument("config", help="YAML file, or the name of a shipped one: mae_vit_3b (jobs/configs/)")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="such as train.steps=100")
     parser.add_argument("--site", metavar="S", help="a shipped site or a YAML file of yours; default: FRONTIER_SITE")
     parser.add_argument("--nodes", type=int, required=True, metavar="N")

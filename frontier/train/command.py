@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Pretrain a model. Resumes by itself from the newest valid checkpoint in run.dir.",
         epilog="exit codes: 0 done, 2 the input is wrong, 75 a passing failure, 85 checkpointed on request: requeue",
     )
-    parser.add_argument("config", help="YAML file (jobs/configs/ holds examples)")
+    parser.add_argument("config", help="YAML file, or the name of a shipped one: mae_debug (jobs/configs/)")
     parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="such as train.steps=100 parallel.strategy=ddp"
     )
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     # Before the slow imports; a dry run ends as any program does. The handlers stay: a signal in the last moments is late, not deadly.
     stop = None if args.dry_run else StopFlag()
 
-    from frontier.config.load import extended_files, load_config
+    from frontier.config.load import config_file, extended_files, load_config
     from frontier.config.schema import ZERO
     from frontier.data.stage import stage_root
     from frontier.launch.job import current_job
@@ -125,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
 
         scale = None
         if args.nodes:
-            scale = at_scale(plan, watched, per_node, started, len(extended_files(Path(args.config))))
+            scale = at_scale(plan, watched, per_node, started, len(extended_files(config_file(args.config))))
         if ranks.is_main:
             dry_run(plan, scale, as_json=args.json)
         return EXIT_OK
@@ -203,12 +203,12 @@ def _check_device(config: Config, device: torch.device) -> None:
 
 def _try_to_make(run_dir: Path) -> None:
     """It stays only where it was there before: what is refused later leaves nothing behind."""
-    if run_dir.is_dir():
-        return
     try:
+        if run_dir.is_dir():
+            return
         run_dir.mkdir(parents=True)
         run_dir.rmdir()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
         raise UserError(
-            f"run.dir={run_dir} cannot be made ({error.strerror}): mend that, or name another folder"
+            f"run.dir={run_dir} cannot be made ({getattr(error, 'strerror', error)}): mend that, or name another folder"
         ) from None

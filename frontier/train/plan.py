@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def resolve(config: Config, world_size: int, check_shards: bool = True, samples:
     parallel = config.parallel
     dims = ParallelDims.from_strategy(parallel.strategy, world_size, parallel.tensor, parallel.sequence_parallel)
     batch = BatchPlan.divide(config.train.global_batch, config.train.micro_batch, dims.data_ranks)
-    if (Path(config.run.dir) / STOP_FILE).exists():
+    if os.path.exists(Path(config.run.dir) / STOP_FILE):  # of a name that cannot be: no
         raise UserError(f"{Path(config.run.dir) / STOP_FILE} asks this run to stay stopped: remove the file to go on")
     chosen = family(config.model.family)
     feed = chosen.feed(config, check_shards, samples)

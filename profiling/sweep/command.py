@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from frontier.arguments import Parser
 from frontier.errors import EXIT_OK, EXIT_REQUEUE, EXIT_TRANSIENT, UserError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ RETRIES = ("oom", "timeout", "failed", "changed")
 
 
 def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(
+    out = Parser(
         prog="frontier sweep",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Run a scaling study: every point of a grid of models, strategies, sizes and settings.\n\n"

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from frontier.config.load import load_config, nearest_key, parse_override, validate
+from frontier.config.load import load_config, nearest_key, parse_override, read_yaml, validate
 from frontier.config.schema import AugmentConfig, DataConfig, Section, TrainConfig
 from frontier.errors import UserError
 from frontier.models.registry import family
@@ -101,9 +101,49 @@ def test_a_section_that_is_missing() -> None:
         validate({**VALUES, "run": {}})
 
 
-def test_override_without_equals() -> None:
-    with pytest.raises(UserError, match="not an override"):
-        parse_override("train.steps")
+@pytest.mark.parametrize("text", ["train.steps", "train..steps=3", ".steps=3", "train.=3", "=3"])
+def test_override_that_is_none(text: str) -> None:
+    with pytest.raises(UserError, match="is not an override"):
+        parse_override(text)
+
+
+def test_a_key_that_is_there_twice(tmp_path: Path) -> None:
+    """PyYAML takes the last one without a word."""
+    file = tmp_path / "a.yaml"
+    file.write_text("run: {dir: a}\ntrain:\n  steps: 3\nrun: {seed: 1}\n")
+    with pytest.raises(UserError, match=r"a.yaml line 4 is not YAML: the key 'run' is there twice"):
+        load_config(file)
+    with pytest.raises(UserError, match=r"is not YAML: the key 'a' is there twice"):
+        parse_override("train={a: 1, a: 2}")
+    file.write_text("base: &one {a: 1, b: 2}\nmerged: {<<: *one, a: 3}\nagain: *one\n")
+    assert read_yaml(file)["merged"] == {"a": 3, "b": 2}
+
+
+def test_a_config_that_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").touch()
+    for path in (tmp_path / "a.yaml" / "b.yaml", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match="cannot be read .*: give the path of a YAML file"):
+            read_yaml(path)
+
+
+def test_a_shipped_config_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation has no jobs/configs/ beside it; a file of the user's comes first."""
+    monkeypatch.chdir(tmp_path)
+    assert load_config("mae_debug") == load_config(ROOT / "jobs/configs/mae_debug.yaml")
+    with pytest.raises(UserError, match=r"no config .*/mae_debu: give .* the name of a shipped one"):
+        load_config("mae_debu")
+    Path("mae_debug").write_text("3\n")
+    with pytest.raises(UserError, match="mae_debug must hold a mapping"):
+        load_config("mae_debug")
+
+
+def test_true_is_no_number() -> None:
+    """`steps: yes` would be one step; a key that takes both keeps the truth."""
+    for section, value in (("train", {"steps": True}), ("train", {"base_lr": False}), ("run", {"seed": True})):
+        key = next(iter(value))
+        with pytest.raises(UserError, match=rf"^config {section}: {key} should be a number \(given {value[key]}\)$"):
+            validate({**VALUES, section: {**VALUES[section], **value}})
+    assert validate({**VALUES, "run": {**VALUES["run"], "deterministic": True}}).run.deterministic
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs/configs").glob("*.yaml")), ids=lambda p: p.stem)

@@ -123,6 +123,10 @@ def test_card(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["bench", "SHARDS", "--column", "s1"], "no image column 's1'"),
         (["bench", "SHARDS", "--split", "val"], "no split 'val'"),
         (["bench", "SHARDS", "--block", "0"], "--block"),
+        (["write", "--scenes", "1000000000000", "out"], "--scenes 1000000000000: give 1 to 10,000,000"),
+        (["write", "--scenes", "4"], "required: OUT; `frontier shards write --help`"),
+        (["write", "--scenes", "4", "--from", "in", "out"], "--from: not allowed with argument --scenes"),
+        (["wrte"], "invalid choice: 'wrte'"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(

@@ -382,3 +382,28 @@ def test_a_pipe_among_the_files_is_not_waited_for(
 ) -> None:
     os.mkfifo(tmp_path / name)
     assert "not a regular file" in refusal(reader, tmp_path, **settings)
+
+
+def colour_tiff(bands: int, bits: int, extra: int | None = None) -> bytes:
+    """An RGB TIFF of 4 x 4 pixels by hand: what pillow reads only in part it cannot write either."""
+    pixels = np.arange(16 * bands, dtype=f"<u{bits // 8}").tobytes()
+    tags = [(256, 3, (4,)), (257, 3, (4,)), (258, 3, (bits,) * bands), (259, 3, (1,)), (262, 3, (2,)), (273, 4, (8,))]
+    tags += [(277, 3, (bands,)), (278, 3, (4,)), (279, 4, (len(pixels),))]
+    tags += [] if extra is None else [(338, 3, (extra,))]
+    table, after = struct.pack("<H", len(tags)), b""
+    end = 8 + len(pixels) + 2 + 12 * len(tags) + 4
+    for tag, kind, values in tags:
+        data = struct.pack(f"<{len(values)}{'H' if kind == 3 else 'I'}", *values)
+        if len(data) > 4:
+            data, after = struct.pack("<I", end + len(after)), after + data
+        table += struct.pack("<HHI", tag, kind, len(values)) + data.ljust(4, b"\0")
+    return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + table + bytes(4) + after
+
+
+def test_a_tiff_that_pillow_would_cut_is_refused() -> None:
+    assert decode(colour_tiff(3, 8)).mode == "RGB"
+    assert decode(colour_tiff(4, 8, extra=2)).mode == "RGBA"  # alpha is dropped, as said
+    with pytest.raises(UserError, match="16-bit TIFF of 3 bands, of which pillow takes 8 bits"):
+        decode(colour_tiff(3, 16))
+    with pytest.raises(UserError, match="holds 4 bands, of which pillow would keep 3"):
+        decode(colour_tiff(4, 8, extra=0))

@@ -211,6 +211,16 @@ def test_a_killed_worker_is_named(tmp_path: Path) -> None:
         write(Dying(16, size=16), tmp_path / "out", PlanOptions(samples_per_shard=4), workers=2)
 
 
+def test_a_folder_in_a_shards_place_is_no_passing_failure(tmp_path: Path) -> None:
+    """Running the same command again would meet it again."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/plan.json").write_text(json.dumps(make_plan(source(8), OPTIONS).record))
+    (tmp_path / "out/train-00000.h5").mkdir()
+    with pytest.raises(UserError, match="train-00000.h5: is a folder, where a file belongs: remove it") as told:
+        write(source(8), tmp_path / "out", OPTIONS)
+    assert not isinstance(told.value, TransientError)
+
+
 def test_another_plan_is_not_mixed_in(tmp_path: Path) -> None:
     out = tmp_path / "out"
     write(source(8), out, OPTIONS)
