@@ -20,7 +20,8 @@ from frontier.data.square_images import square_images
 from frontier.errors import UserError
 from frontier.probe.baselines import cell_statistics, colour_texture
 from frontier.probe.features import FeatureFunction, GridFunction, LabelledSamples
-from frontier.probe.subject import NORMALISATIONS, Ask, Subject, inputs_record, labels_of, numbers_of, unlike_training
+from frontier.probe.methods import NORMALISATIONS
+from frontier.probe.subject import Ask, Subject, inputs_record, labels_of, numbers_of, unlike_training
 from scale_alibi.config import METRIC, ScaleALiBiSection
 from scale_alibi.feed import columns_of
 from scale_alibi.model import ScaleALiBi

@@ -35,10 +35,10 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, values: Any) -> Any:
-        """`train.steps: yes` would be one step."""
+        """`train.steps: yes` would be one step. A key that takes words too tells itself what it wants."""
         for name, value in values.items() if isinstance(values, dict) else ():
             kinds = _kinds(cls.model_fields[name].annotation) if name in cls.model_fields else set()
-            if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
+            if isinstance(value, bool) and not kinds & {bool, str} and kinds & {int, float}:
                 raise ValueError(f"{name} should be a number (given {value})")
         return values
 

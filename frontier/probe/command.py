@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from frontier.arguments import Parser, device_named, output_file
 from frontier.errors import EXIT_OK, UserError
 
-from .methods import METHODS, chosen, named
-from .subject import NORMALISATIONS
+from .methods import METHODS, NORMALISATIONS, chosen, named
 
 if TYPE_CHECKING:
     from .features import LabelledSamples

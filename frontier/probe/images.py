@@ -15,7 +15,8 @@ from frontier.errors import UserError
 
 from .baselines import cell_statistics, colour_texture
 from .features import FeatureFunction, GridFunction, LabelledSamples, encoder_features, encoder_grid
-from .subject import NORMALISATIONS, Ask, Subject, inputs_record, labels_of, numbers_of, unlike_training
+from .methods import NORMALISATIONS
+from .subject import Ask, Subject, inputs_record, labels_of, numbers_of, unlike_training
 
 
 def image_subject(config: Mapping[str, Any], ask: Ask) -> Subject:

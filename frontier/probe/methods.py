@@ -1,4 +1,4 @@
-"""The methods of a probe by name: what labels they take, and where they are. Imports nothing heavy."""
+"""The methods of a probe by name: what labels they take, and where they are; the names of its normalisations. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ Kind = Literal["classification", "multilabel", "segmentation"]
 SUBJECT = "pretrained"
 """The encoder whose rows carry the differences to all others."""
 KINDS: tuple[Kind, ...] = ("classification", "multilabel", "segmentation")
+NORMALISATIONS = {
+    "run": "mean and deviation of the run",
+    "data": "mean and deviation of the probed shards",
+    "data_2std": "mean -+ 2 deviations of the probed shards to 0 and 1",
+}
+"""Words of `--normalise` -> what rows say of them. Statistics of shards are those of their training split."""
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,7 @@ if TYPE_CHECKING:
 
     from .features import FeatureFunction, GridFunction, LabelledSamples
 
-__all__ = ["NORMALISATIONS", "Ask", "Subject", "inputs_record", "labels_of", "numbers_of", "unlike_training"]
-
-NORMALISATIONS = {
-    "run": "mean and deviation of the run",
-    "data": "mean and deviation of the probed shards",
-    "data_2std": "mean -+ 2 deviations of the probed shards to 0 and 1",
-}
-"""Words of `--normalise` -> what rows say of them. Statistics of shards are those of their training split."""
+__all__ = ["Ask", "Subject", "inputs_record", "labels_of", "numbers_of", "unlike_training"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +34,7 @@ class Ask:
         device: where to compute.
         target: which labels, for `targets.labels_of`; None: the shards' own choice.
         gsd_m: metres a pixel of the images as stored; None: what the shards say.
-        normalise: one of `NORMALISATIONS`.
+        normalise: one of `frontier.probe.methods.NORMALISATIONS`.
     """
 
     data: str

@@ -69,6 +69,7 @@ def production(folder: Path, labels: int = 256) -> None:
     shards = folder / "shards"
     landsat = {"image": (LANDSAT, 255, "float32", "C")}
     numbers = {name: random.normal(size=labels) for name in ("asset_index", "women_edu", "water_index")}
+    numbers |= {name: random.uniform(-60, 60, labels) for name in ("lon", "lat")}
     stub(shards / "millionaid", {"image": (("red", "green", "blue"), 224, "uint8", None)}, 1_000_000)
     stub(shards / "s1s2", {"s1": (("VV", "VH"), 256, "int16", None), "s2": (S2_12, 256, "uint16", None)}, 100_000)
     stub(shards / "dhs", landsat, labels, numbers)
