@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RANKS ?= 2
 # Test files side by side: they wait for processes more than they compute.
-JOBS ?= 3
+JOBS ?= 2
 
 .PHONY: pretrain test test-matrix test-slow test-faults lint setup setup-test check-machine clean
 

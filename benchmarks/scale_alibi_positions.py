@@ -19,7 +19,7 @@ Generates scenes (640 m, radar and optical at 10 m, high resolution at 5 m), tra
 
   read            R2 of the logarithm of a window's GSD by ridge regression from features of models trained "varied", held-out samples
 
-Writes benchmarks/results/scale_alibi_positions_patch<n>.md: means over seeds with 95 % intervals, and differences to "grid" in pairs of seeds.
+Writes benchmarks/results/scale_alibi_positions_patch<n>.md (…_reference.md with NAME@METRES, …_extrapolation.md of "small" alone): means over seeds with 95 % intervals, and differences to "grid" in pairs of seeds.
 """
 
 from __future__ import annotations
@@ -265,7 +265,8 @@ def table(found: dict[str, dict[int, dict[str, float]]], bases: Sequence[str]) -
         mean, half = interval(values)
         return f"{mean:{sign}.3f} ± {half:.3f}" if len(values) > 1 else f"{mean:{sign}.3f}"
 
-    for measure_name in next(iter(found[names[0]].values())):
+    measured = [run for runs in found.values() for run in runs.values()]
+    for measure_name in (name for name in measured[0] if all(name in run for run in measured)):
         values = {name: {seed: run[measure_name] for seed, run in found[name].items()} for name in names}
         lines.append(f"| {measure_name} | " + " | ".join(told(list(values[name].values())) for name in names) + " |")
         for base in (name for name in bases if name in values):
@@ -325,7 +326,7 @@ def main() -> None:
                     f"\n## Models with {name} that are told a wrong GSD\n\n{misled(work, name, list(found[name]))}\n"
                 )
         text += f"\n## GSD of a window, read from features (R2)\n\n{read_gsd(work, {name: list(runs) for name, runs in found.items()})}\n"
-    steep = "_reference" if "@" in args.positions else ""
+    steep = "_reference" if "@" in args.positions else "_extrapolation" if args.kinds == "small" else ""
     (RESULTS / f"scale_alibi_positions_patch{args.patch}{steep}.md").write_text(text)
     print(text)
 

@@ -122,7 +122,7 @@ class Cluster:
         done = self.run("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={job}", timeout=20)
         return done.stdout.strip()
 
-    def wait(self, job: str, *states: str, seconds: float = 120) -> str:
+    def wait(self, job: str, *states: str, seconds: float = 240) -> str:
         """Until the job is in one of the states (default: ended, however); returns its state."""
         live = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "SIGNALING")
         found = ""
