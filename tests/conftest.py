@@ -14,30 +14,6 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = Path(os.environ.get("FRONTIER_TEST_DATA", ROOT.parent / "shared" / "data"))
-LONGEST = (
-    "slurm/test_jobs.py",
-    "gpna/test_parallel.py",
-    "parallel/test_zero.py",
-    "train/test_one_curve.py",
-    "slurm/test_scripts.py",
-    "faults/test_fast_cut.py",
-    "parallel/test_matrix_fast.py",
-    "doctor/test_doctor.py",
-    "slurm/test_sweep.py",
-    "train/test_stop_and_faults.py",
-    "energy/test_training.py",
-    "scale_alibi/test_parallel.py",
-    "jobs/test_scale_alibi_configs.py",
-    "slurm/test_staging.py",
-    "slurm/test_doctor.py",
-    "slurm/test_submit.py",
-)
-"""Files that take longest begin first, so that no process of `make test` has one to itself at the end."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    rank = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 def run_frontier(*args: str | Path, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:

@@ -122,6 +122,7 @@ def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         stage_root("/a/$NOT_SET")
 
 
+@pytest.mark.slow
 def test_a_run_reads_its_copies(tmp_path: Path, shards: Path) -> None:
     """Two ranks: one copies, both read; the curve is that of a run without a stage, to the last digit."""
     config = toy_config(tmp_path / "plain", shards)

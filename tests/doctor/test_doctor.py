@@ -89,6 +89,7 @@ def test_a_check_that_hangs_is_reported_and_ends_the_process(tmp_path: Path) -> 
     assert hung["status"] == "ERROR" and "did not end within 8 s" in hung["text"]
 
 
+@pytest.mark.slow
 def test_a_rank_alone_that_hangs_while_the_machine_is_measured_is_reported(tmp_path: Path) -> None:
     """There are no other ranks to look for, and no traceback of a thread."""
     script = (

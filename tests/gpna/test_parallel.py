@@ -72,6 +72,7 @@ def test_same_curve_and_weights(bench: Bench, cell: Cell) -> None:
     assert difference.ok, difference
 
 
+@pytest.mark.slow
 def test_stop_under_one_resume_under_another(bench: Bench) -> None:
     """From DeepSpeed's parts of rows to tensor parallel shards, and from whole weights to sharded ones."""
     for name in bench.resume([(TWO[2], FOUR[2]), (TWO[0], FOUR[0])]).values():

@@ -118,6 +118,7 @@ def test_the_laptop_config_by_its_own_commands(laptop: tuple[Path, list[list[str
     assert {"loss_contrastive", "loss_radar", "loss_lores", "loss_hires", "matched", "temperature"} <= set(first)
 
 
+@pytest.mark.slow
 def test_the_scripts_outside_slurm(laptop: tuple[Path, list[list[str]]], tmp_path: Path) -> None:
     """Pretraining on this machine's ranks, then what it is worth."""
     out, _ = laptop

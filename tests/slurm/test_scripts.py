@@ -189,6 +189,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.h5")}
 
 
+@pytest.mark.slow
 def test_a_study_through_a_requeue_to_its_report(tmp_path: Path, cluster: Cluster) -> None:
     """Stopped while it measures the second of three points: that one runs again in the next start, the first does not."""
     out, path = tmp_path / "out", toy(tmp_path, mode="measured", job={"srun_args": STAND_IN})

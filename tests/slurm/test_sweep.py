@@ -90,6 +90,7 @@ def test_one_job_walks_the_points_by_srun(tmp_path: Path, cluster: Cluster) -> N
     until(lambda: not any(psutil.pid_exists(pid) for pid in pids), 20, lambda: f"ranks outlived their job: {pids}")
 
 
+@pytest.mark.slow
 def test_points_of_ended_jobs_are_taken_up_by_the_next_call(tmp_path: Path, cluster: Cluster) -> None:
     """One cancelled, one killed without a word, one cancelled in the queue; each in a job of its own."""
     grid = {**GRID, "nodes": 1}
