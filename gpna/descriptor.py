@@ -20,6 +20,7 @@ from zipfile import BadZipFile
 import numpy as np
 import yaml
 
+from frontier.config.load import StrictLoader
 from frontier.data.manifest import nearest
 from frontier.errors import UserError
 from gpna.packed import pack, unpack
@@ -148,23 +149,10 @@ def built_in(name: str) -> Sensor:
     return _read(str(_FOLDER / f"{name}.yaml"), _TOP)
 
 
-class _Loader(yaml.SafeLoader):
-    """The safe loader; a key that stands twice, of which it would keep the last alone, is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if (key.tag, key.value) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' stands there twice", key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add((key.tag, key.value))
-        return super().construct_mapping(node, deep)
-
-
 def _read(path: str, keys: tuple[str, ...]) -> Sensor:
     """A descriptor with these keys; `says` is for the package's own, which are looked through when none is named."""
     try:
-        found = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        found = yaml.load(Path(path).read_text(encoding="utf-8"), StrictLoader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): give the path of a sensor's YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

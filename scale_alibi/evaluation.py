@@ -65,7 +65,7 @@ def look(
             for kept, streams in ((seen.whole, everything), (seen.masked, masked.streams)):
                 kept.append(model.projections({n: model.summarise(n, t.x) for n, t in streams.items()})[0])
         if model.decoder is not None:
-            known = known_patches(config, images, given.get("known"))
+            known = known_patches(config, images, given["known"])
             wanted = targets(config, {name: patchify(images[name], config.patch) for name in config.sensors}, known)
             for name, guess in predict(model, masked).items():
                 both = squared_errors(config, masked.order[name], name, guess, wanted[name], known.get(name))

@@ -50,7 +50,7 @@ class Config:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-class _Loader(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """The safe loader, which refuses what YAML forbids and PyYAML lets pass: a key twice in a mapping, of which the last would win."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -68,7 +68,7 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path, holds: str = "the sections run, model, data, train, …") -> dict[str, Any]:
     """One YAML mapping, read with the safe loader. Raises UserError; `holds` says what it should be a mapping of."""
     try:
-        loaded = yaml.load(path.read_text(), _Loader)
+        loaded = yaml.load(path.read_text(), StrictLoader)
     except FileNotFoundError:
         raise UserError(
             f"no config {path}: give the path of a YAML file, or the name of a shipped one (mae_debug)"
@@ -136,7 +136,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     if not equals or not all(keys):
         raise UserError(f"'{text}' is not an override: write section.key=value, such as train.steps=100")
     try:
-        parsed = yaml.load(value, _Loader) if value else None
+        parsed = yaml.load(value, StrictLoader) if value else None
     except yaml.YAMLError as error:
         raise UserError(f"the value in '{text}' is not YAML: {getattr(error, 'problem', None) or error}") from None
     if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as a string

@@ -175,7 +175,7 @@ def test_a_users_own_yaml(tmp_path):
         ("bands:|bands: {}\nx:", "unknown key 'x'"),
         ("name: outages|name: [", "is not YAML"),
         ("centre_nm: \\d+|centre_nm: 0.665", "0.665 is too short for light: give it in nm"),
-        ("bands:|bands:\n  share_without_power: {kind: variable}", "'share_without_power' stands there twice"),
+        ("bands:|bands:\n  share_without_power: {kind: variable}", "'share_without_power' is there twice"),
         ('units: "1"|vector: [0, 0]', "vector: needs one axis of finite numbers, not all 0"),
         ('units: "1"|vector: no.npy', "no.npy cannot be read (No such file or directory)"),
     ],
