@@ -91,8 +91,8 @@ class RunPlan:
         return {
             "run.seed": c.run.seed,
             "train.global_batch": c.train.global_batch,
-            "the data's fingerprint": prints[0] if len(prints) == 1 else prints,  # before what follows from the data
             **self.feed.fixed(),
+            "the data's fingerprint": prints[0] if len(prints) == 1 else prints,
         }
 
 
