@@ -16,7 +16,7 @@ import torch
 
 from frontier.data.loader import Loader
 from frontier.data.sampler import Sampler
-from frontier.data.shards import ShardSet
+from frontier.data.shards import ShardSet, _live
 
 Start = Callable[[], Iterator[Any]]
 
@@ -32,6 +32,8 @@ class Reader:
     why: str = ""
     cold: Start | None = None
     """How it starts in turns before which its files' pages are dropped, where that is not `start`."""
+    close: Callable[[], None] | None = None
+    """Lets go of the files after the warm turns: a page that is mapped cannot be dropped from the cache."""
 
 
 def ours(folder: Path, batch: int, workers: int, window: int | None = None, release: bool = False) -> Start:
@@ -58,6 +60,12 @@ def ours(folder: Path, batch: int, workers: int, window: int | None = None, rele
                 shards.close()
 
     return start
+
+
+def close_all() -> None:
+    """Close every shard that is open in this process; the next read opens again."""
+    for shards in list(_live):
+        shards.close()
 
 
 def plain(folder: Path, batch: int, rows: int) -> Start:
@@ -212,6 +220,7 @@ def all_readers(work: Path, values: np.ndarray, batch: int) -> list[Reader]:
                 ours(shards, batch, n),
                 shards,
                 cold=ours(shards, batch, n, release=True),
+                close=close_all,
             )
             for n in (1, 2)
         ),

@@ -235,6 +235,9 @@ def main() -> None:
         lines += ["", f"## {title}, warm cache", "", *table(found, rates, size, limit)]
         if args.layouts or args.no_cold:
             continue
+        for reader in found:
+            if reader.close is not None:
+                reader.close()
         cold = measure(found, args, count, cold=True)
         lines += ["", f"## {title}, cold cache", ""]
         if cold[limit]:

@@ -8,6 +8,7 @@ through h5py.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import stat
@@ -152,12 +153,30 @@ class OpenShard:
 
     def _from_map(self, position: int, wanted: int, size: int) -> bool:
         """Whether to strew a run of samples of `size` bytes from the map: they are small and in the file system's cache."""
-        if size >= LONG_SAMPLE or not self._asks:
+        return size < LONG_SAMPLE and self._cached(position) and self._cached(position + wanted - 1)
+
+    def advise(self, name: str, start: int, stop: int) -> None:
+        """Have the system begin to read samples `start` to `stop - 1` of a column that lies in the file as it is."""
+        array = self.arrays[name]
+        if isinstance(array, np.ndarray) and hasattr(os, "posix_fadvise") and self._descriptor is not None:
+            size = array.strides[0]
+            with contextlib.suppress(OSError):  # a hint
+                os.posix_fadvise(
+                    self._descriptor, self._offsets[name] + start * size, (stop - start) * size, os.POSIX_FADV_WILLNEED
+                )
+
+    def in_cache(self, name: str, row: int) -> bool:
+        """Whether a column lies in the file as it is, and the first byte of sample `row` in the file system's cache."""
+        array = self.arrays[name]
+        return isinstance(array, np.ndarray) and self._cached(self._offsets[name] + row * array.strides[0])
+
+    def _cached(self, position: int) -> bool:
+        """Whether a byte of the file is in the cache; False where the file system does not say."""
+        if not self._asks:
             return False
         assert self._descriptor is not None
         try:
-            ends = (position, position + wanted - 1)
-            return all(os.preadv(self._descriptor, [self._byte], end, os.RWF_NOWAIT) == 1 for end in ends)
+            return os.preadv(self._descriptor, [self._byte], position, os.RWF_NOWAIT) == 1
         except BlockingIOError:
             return False
         except OSError:  # this file system does not say
@@ -195,7 +214,7 @@ class OpenShard:
     def check_whole(self) -> None:
         """Raise `UserError` where the file has shrunk since it was opened: touching the map there would end the
         process with SIGBUS and no word of why. One system call, to be made before each run that is copied."""
-        if self._descriptor is not None and os.fstat(self._descriptor).st_size < self._size:
+        if self._descriptor is not None and os.lseek(self._descriptor, 0, os.SEEK_END) < self._size:
             raise UserError(f"shard {self.path}: truncated while it was in use: {REWRITE}")
 
     def __del__(self) -> None:

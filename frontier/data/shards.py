@@ -151,6 +151,35 @@ class ShardSet:
                     part.read_direct(out, np.s_[local[k]], np.s_[places[k]])
         return out
 
+    def advise(self, column: str, start: int, stop: int) -> None:
+        """Have the system begin to read samples `start` to `stop - 1` of a column, where they lie in the files as they are."""
+        for index in range(int(np.searchsorted(self.shard_starts, start, side="right")) - 1, len(self._shards)):
+            base, end = int(self.shard_starts[index]), int(self.shard_starts[index + 1])
+            if base >= stop:
+                break
+            self._shard(index).advise(column, max(start, base) - base, min(stop, end) - base)
+
+    def in_cache(self, column: str, indices: np.ndarray) -> bool:
+        """Whether the samples at `indices` lie in the file system's cache as `gather` can copy them; False where it does not say."""
+        owner = np.searchsorted(self.shard_starts, indices, side="right") - 1
+        local = (indices - self.shard_starts[owner]).tolist()
+        return all(self._shard(index).in_cache(column, row) for index, row in zip(owner.tolist(), local, strict=True))
+
+    def gather(self, column: str, indices: np.ndarray, out: np.ndarray) -> None:
+        """Copy the samples at `indices` (global, ascending, repeats allowed) from the memory map into `out` [n, *shape].
+
+        Only columns that lie in the files as they are: those of which `in_cache` was True.
+        """
+        cuts = np.searchsorted(indices, self.shard_starts)
+        counts = np.diff(cuts)
+        local, ends = indices - np.repeat(self.shard_starts[:-1], counts), cuts.tolist()
+        for index in counts.nonzero()[0].tolist():
+            part = slice(ends[index], ends[index + 1])
+            opened = self._shard(index)  # held: letting go of it would close its file
+            opened.check_whole()
+            # "clip" never clips here; the default would go through another copy
+            opened.arrays[column].take(local[part], 0, out[part], "clip")
+
     def column(self, name: str) -> np.ndarray:
         """All values of a per-sample column in global order: array [samples] of the manifest's dtype.
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from frontier.config.schema import DataConfig
-from frontier.data.loader import Batch, Loader, Supply, places
+from frontier.data.loader import Batch, Loader, Supply, batch_members
 from frontier.data.random import stream_keys, uniform
 from frontier.data.sampler import Sampler
 from frontier.data.shards import ShardSet
@@ -87,12 +87,10 @@ class SyntheticLoader:
         while True:
             window = step // sampler.window
             blocks = sampler.window_blocks(window, self.rank, self.ranks)
-            members = np.empty((sampler.window * self.local_batch, 2), np.int64)
-            members[places(sampler, len(blocks.starts), self.local_batch)] = blocks.members
+            members, _ = batch_members(sampler, blocks)
             while step // sampler.window == window:
                 turn = step % sampler.window
-                part = slice(turn * self.local_batch, (turn + 1) * self.local_batch)
-                yield Batch(self.columns, torch.from_numpy(members[part]), next(iter(self.columns)))
+                yield Batch(self.columns, torch.from_numpy(members[turn]), next(iter(self.columns)))
                 step += 1
 
     def supply(self) -> Supply:

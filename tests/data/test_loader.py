@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -66,10 +67,56 @@ def test_every_column_is_that_of_the_members(
     sampler = Sampler(COUNT, 16, block, window, seed=4)
     for rank in range(2):
         for step, batch in enumerate(take(Loader(ShardSet(shards), COLUMNS, sampler, rank, 2, workers), 3, 25), 3):
-            assert np.array_equal(batch.members, sampler.members(step, rank, 2))
+            wanted = sampler.members(step, rank, 2)
+            assert np.array_equal(batch.members, wanted[np.argsort(wanted[:, 1], kind="stable")])
             for name in COLUMNS:
                 assert np.array_equal(batch.columns[name], stored[name][batch.members[:, 1]]), (step, name)
             assert batch.images is batch.columns["image"]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_gathered_and_read_windows_are_the_same(
+    shards: Path, stored: dict[str, np.ndarray], workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a window's blocks are read or its batches gathered, and whatever the window before did; also from within a window."""
+    sampler, first = Sampler(COUNT, 16, 8, 4, seed=4), 6
+    there = ShardSet.in_cache
+    turns: dict[str, list[Batch]] = {}
+    for way in ("as it is", "never", "now and then"):
+        asked = iter([False, True, True, False, False, True, False, True] * 9)
+        now_and_then = lambda *of, asked=asked: next(asked) and there(*of)  # noqa: E731
+        found = {"as it is": there, "never": lambda *_: False, "now and then": now_and_then}[way]
+        monkeypatch.setattr(ShardSet, "in_cache", found)
+        turns[way] = take(Loader(ShardSet(shards), COLUMNS, sampler, 0, 1, workers), first, 40)
+    for step, of_ways in enumerate(zip(*turns.values(), strict=True), first):
+        wanted = sampler.members(step)
+        for batch in of_ways:
+            assert np.array_equal(batch.members, wanted[np.argsort(wanted[:, 1], kind="stable")])
+            for name in COLUMNS:
+                assert np.array_equal(batch.columns[name], stored[name][batch.members[:, 1]]), (step, name)
+
+
+def test_only_what_is_in_the_cache_as_it_is_wanted_is_gathered(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    opened = ShardSet(shards)
+    assert opened.in_cache("image", np.array([0, 50, COUNT - 1])) == ("plain" in request.node.name)
+    monkeypatch.setattr("os.preadv", lambda *_: (_ for _ in ()).throw(BlockingIOError))
+    assert not ShardSet(shards).in_cache("image", np.array([0]))
+    monkeypatch.setattr("os.preadv", lambda *_: (_ for _ in ()).throw(OSError(95, "not supported")))
+    assert not ShardSet(shards).in_cache("image", np.array([0]))
+
+
+def test_a_shard_cut_while_its_batches_are_gathered_is_named(shards: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = Path(shutil.copytree(shards, tmp_path / "copy"))
+    batches = Loader(ShardSet(copy), "image", Sampler(COUNT, 8, 4, 4, 0), 0, 1, 0).batches(0)
+    next(batches)
+    for file in copy.glob("*.h5"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 8])
+    with pytest.raises(UserError, match="truncated|ends early"):
+        list(itertools.islice(batches, 30))
 
 
 def test_one_name_is_one_column(shards: Path, stored: dict[str, np.ndarray]) -> None:
@@ -99,7 +146,7 @@ def test_memory_is_used_again(shards: Path) -> None:
     for _, batch in zip(range(40), loader.batches(0), strict=False):
         del batch
     loader.close()
-    assert len(loader._memories) <= 3
+    assert sum(memory.rows for memory in loader._memories) <= 3 * 4 * 8  # three windows
 
 
 def test_supply_counts_what_was_read(shards: Path) -> None:
