@@ -198,6 +198,8 @@ def explain(error: ValidationError, known: Iterable[str] = (), prefix: str = "",
         found["type"], key = "missing", f"{key}.{found['ctx']['discriminator'].strip(chr(39))}"
     if found["type"] == "missing" and (inside := [one for one in known if one.startswith(f"{key}.")]):
         return f"config section '{key}' is missing: add it, with {inside[0]} and the like{more}"
+    if found["type"] == "missing" and isinstance(found["loc"][-1], int):
+        return f"config {key.rpartition('.')[0]}: more values are expected (given {found['input']!r}){more}"
     if found["type"] == "missing":
         return f"config key '{key}' is missing: add it or pass {key}=VALUE{more}"
     if found["type"] == "union_tag_invalid":

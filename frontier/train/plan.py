@@ -24,6 +24,9 @@ from frontier.train.optimizer import Schedule
 from frontier.train.preemption import STOP_FILE
 from frontier.train.profiler import check_profile
 
+FINGERPRINT = "the data's fingerprint"
+"""Beside the config keys of `RunPlan.fixed`."""
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -92,7 +95,7 @@ class RunPlan:
             "run.seed": c.run.seed,
             "train.global_batch": c.train.global_batch,
             **self.feed.fixed(),
-            "the data's fingerprint": prints[0] if len(prints) == 1 else prints,
+            FINGERPRINT: prints[0] if len(prints) == 1 else prints,
         }
 
 

@@ -42,7 +42,7 @@ from frontier.train.metrics import (
     resident_gib,
     write_start,
 )
-from frontier.train.plan import RunPlan
+from frontier.train.plan import FINGERPRINT, RunPlan
 from frontier.train.preemption import StopFlag
 from frontier.train.profiler import StepProfiler
 from frontier.train.staging import shares_of_stage, stage_on_every_node
@@ -169,8 +169,10 @@ def check_record(plan: RunPlan, record: dict[str, Any]) -> None:
         before = then.get(key)
         if before != value:
             old, new = (textwrap.shorten(str(shown), 160, placeholder=" …") for shown in (before, value))
+            shards = key != FINGERPRINT and then.get(FINGERPRINT) != now[FINGERPRINT]
+            other = f" ({FINGERPRINT} differs as well: other shards)" if shards else ""
             raise UserError(
-                f"{where} was made with {key}={old}, now it is {new}: the run would not go on "
+                f"{where} was made with {key}={old}, now it is {new}{other}: the run would not go on "
                 "where it stopped; set it back, or give another run.dir"
             )
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from frontier.config.load import known_keys, merge, nearest_key, parse_override, read_extended
+from frontier.config.load import config_file, known_keys, merge, nearest_key, parse_override, read_extended
 from frontier.config.schema import STRATEGY_HELP, CoreConfig, ParallelConfig, Section
 from frontier.errors import UserError
 
@@ -291,9 +291,9 @@ def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _base_path(study: Path, base: str) -> Path:
-    """Beside the study, or from here."""
+    """Beside the study, or from here, or the shipped config of that name."""
     beside = study.resolve().parent / base
-    return beside if beside.is_file() else Path(base)
+    return beside if beside.is_file() else config_file(base)
 
 
 def _explain(error: ValidationError) -> str:

@@ -76,6 +76,10 @@ def test_nearest_key_by_spelling_then_by_last_part() -> None:
         ({"train": {"global_batch": 32, "steps": 1, "micro_batch": 5}}, "does not divide"),
         ({"parallel": {"strategy": "hybrid_0"}}, "hybrid_<k>"),
         ({"data": {"shards": "x", "augment": {"crop_scale": [0.9, 0.2]}}}, "low <= high"),
+        (
+            {"data": {"shards": "x", "augment": {"crop_scale": [0.2]}}},
+            r"^config data.augment.crop_scale: more values are expected \(given \[0.2\]\)$",
+        ),
         ({"model": {}}, "model.preset"),
         (
             {"parallel": {"strategy": "hybrid_1", "prefetch": 2}},

@@ -225,3 +225,12 @@ def test_images_are_as_large_as_stored_where_nothing_else_is_said(tmp_path: Path
     (tmp_path / "shards" / "manifest.json").write_text('{"images": {"image": {"shape": [3, 64, 64]}}}')
     assert {p.image_size for p in points(read_study(path), 1)} == {64}
     assert {p.image_size for p in points(read_study(path, ["grid.data=synthetic"]), 1)} == {224}
+
+
+def test_a_base_is_a_path_or_the_name_of_a_shipped_config(tmp_path: Path) -> None:
+    configs = Path(__file__).resolve().parents[3] / "jobs" / "configs"
+    by_name = read_study(study(tmp_path / "a.yaml", base="mae_debug"))
+    assert by_name.config == read_study(study(tmp_path / "b.yaml", base=str(configs / "mae_debug.yaml"))).config
+    assert by_name.config["train"]
+    with pytest.raises(UserError, match="no config .*mae_debgu"):
+        read_study(study(tmp_path / "c.yaml", base="mae_debgu"))
