@@ -273,6 +273,7 @@ def main() -> int:
     text = "\n".join([f"`python benchmarks/engine.py {args.what}`, {head}", "", *lines, ""])
     print(text)
     if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
         (args.out / f"engine_{args.what}.md").write_text(text)
     return 0
 
