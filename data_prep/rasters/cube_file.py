@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from data_prep.records import need_regular
+from frontier.data.chunks import overfull
 from frontier.errors import UserError
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -139,6 +140,8 @@ def _of_hdf5(file: h5py.File) -> tuple[dict[str, Variable], dict[str, Any]]:
             continue
         if item.external or item.is_virtual:
             raise UserError(f"{file.filename}: the data of {name} lie in another file: copy them in (h5repack)")
+        if wrong := overfull(item):
+            raise UserError(f"{file.filename}: {name} {wrong}")
         attributes = {key: _attribute(item.attrs, key) for key in item.attrs if key not in _BOOKKEEPING}
         dims: list[str] = []
         for place, dim in enumerate(item.dims):

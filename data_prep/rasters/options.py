@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from data_prep.listing import files_below
 from data_prep.readers.registry import Request
 from frontier.errors import UserError
 
@@ -40,19 +39,7 @@ def find_files(request: Request, extensions: tuple[str, ...], what: str) -> list
     root = request.need()
     if root.is_file():
         return [root.name]
-    inside, found = root.resolve(), []
-    for folder, names, members in os.walk(root):
-        names[:] = [name for name in names if not name.startswith(".")]
-        for member in members:
-            path = Path(folder, member)
-            if member.startswith(".") or not member.lower().endswith(extensions):
-                continue
-            try:
-                within = not path.is_symlink() or path.resolve().is_relative_to(inside)
-            except (OSError, RuntimeError):
-                raise UserError(f"{path}: a link that leads round to itself: remove it") from None
-            if within:
-                found.append(path.relative_to(root).as_posix())
+    found = files_below(root, extensions)
     if not found:
         raise UserError(f"--from {root}: no {what}: expected files ending in {', '.join(extensions)}")
-    return sorted(found, key=os.fsencode)
+    return found

@@ -20,6 +20,7 @@ import numpy as np
 
 from data_prep.records import need_regular
 from data_prep.safe_pickle import Array, Stub, load_text
+from frontier.data.chunks import overfull
 from frontier.errors import UserError
 
 MAX_DATASETS = 4096
@@ -97,6 +98,8 @@ def _datasets(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
             code = properties.get_filter(index)[0]
             if code not in _FILTERS:
                 raise UserError(f"{path}: {name!r} is compressed with filter {code}, which is refused")
+        if wrong := overfull(dataset):
+            raise UserError(f"{path}: {name!r} {wrong}")
     return out
 
 

@@ -29,6 +29,7 @@ import psutil
 
 from data_prep import array_input
 from data_prep.array_input import class_numbers, input_column, named_bands, parse_axes, to_sample, unusable
+from data_prep.listing import files_below
 from data_prep.readers.registry import Reader, Request, Setting
 from data_prep.records import Record, RecordSource, inputs_digest, need_regular
 from data_prep.source import Source, Target
@@ -317,15 +318,8 @@ def _files(request: Request) -> tuple[Path, list[str]]:
         if request.path.suffix not in (".npy", ".npz"):
             raise UserError(f"reader {request.reader.name}: {request.path}: not .npy or .npz: {request.reader.expects}")
         return request.path.parent, [request.path.name]
-    names = []
-    for folder, inner, members in os.walk(request.path):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        names += [
-            Path(folder, member).relative_to(request.path).as_posix()
-            for member in members
-            if member.endswith((".npy", ".npz")) and not member.startswith(".")
-        ]
-    return request.path, sorted(names, key=os.fsencode)
+    kinds = (".npy", ".npz")
+    return request.path, [name for name in files_below(request.path, kinds) if name.endswith(kinds)]
 
 
 def _kind(file: File, axes: str) -> tuple[tuple[int, ...], str]:

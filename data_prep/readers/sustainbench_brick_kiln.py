@@ -43,6 +43,7 @@ from data_prep.readers._sustainbench import (
 from data_prep.readers.registry import Request
 from data_prep.records import Record
 from data_prep.source import ArrayColumn, ImageColumn, Target
+from frontier.data.chunks import overfull
 from frontier.errors import UserError
 
 SIDE = 64
@@ -137,6 +138,8 @@ def _dataset(file: Any, name: str, path: str) -> Any:
         raise UserError(f"{path}: {name!r} is not a plain dataset of this file")
     if dataset.ndim == 0:
         raise UserError(f"{path}: {name!r} is a single value, an array is expected")
+    if wrong := overfull(dataset):
+        raise UserError(f"{path}: {name!r} {wrong}")
     return dataset
 
 

@@ -28,6 +28,7 @@ from data_prep import array_input
 from data_prep.array_input import class_numbers, input_column, named_bands, parse_axes, to_sample, unusable
 from data_prep.folder import SPLIT_NAMES, check_size, picture_column
 from data_prep.images import Probe, decode, load_image, probe_bytes
+from data_prep.listing import files_below
 from data_prep.readers.registry import Reader, Request, Setting
 from data_prep.records import Record, RecordSource, inputs_digest
 from data_prep.small_geotiff import decode_chip, rasterio_or_error
@@ -336,15 +337,7 @@ def _shards(request: Request) -> tuple[Path, list[str]]:
     if request.path.is_file():
         root, names = request.path.parent, [request.path.name]
     else:
-        root, names = request.path, []
-        for folder, inner, members in os.walk(root):
-            inner[:] = [name for name in inner if not name.startswith(".")]
-            names += [
-                Path(folder, member).relative_to(root).as_posix()
-                for member in members
-                if member.lower().endswith((".tar", *_ENDINGS)) and not member.startswith(".")
-            ]
-        names.sort(key=os.fsencode)
+        root, names = request.path, files_below(request.path, (".tar", *_ENDINGS))
     compressed = [name for name in names if name.lower().endswith(_ENDINGS)]
     if compressed:
         raise UserError(

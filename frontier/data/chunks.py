@@ -7,6 +7,7 @@ of HDF5 once. Byte layouts: HDF5 File Format Specification 3.0, section IV.A.2.l
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from dataclasses import dataclass
@@ -43,6 +44,21 @@ class Chunks:
     offsets: np.ndarray
     sizes: np.ndarray
     skipped: np.ndarray
+
+
+def overfull(dataset: h5py.Dataset) -> str:
+    """What is wrong with a compressed dataset that stores more than it holds, or "". HDF5 inflates whatever a chunk stores, up to 1,032
+    times its bytes, before it looks at the chunk's size: what stores no more than it holds cannot be blown up far beyond it.
+    """
+    if dataset.chunks is None or not dataset.id.get_create_plist().get_nfilters():
+        return ""
+    counts = [-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True)]
+    count = math.prod(counts)
+    held = count * math.prod(dataset.chunks) * dataset.dtype.itemsize
+    stored = dataset.id.get_storage_size()
+    if stored <= held + held // 64 + 256 * count:  # what filters add to numbers that do not compress
+        return ""
+    return f"stores {stored:,} bytes, more than the {held:,} that it holds, which is refused: it could fill the memory"
 
 
 def find_chunks(dataset: h5py.Dataset) -> Chunks | None:

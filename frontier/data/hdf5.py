@@ -18,7 +18,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from frontier.data.chunks import Chunks, damaged, find_chunks, read_chunk, read_fully
+from frontier.data.chunks import Chunks, damaged, find_chunks, overfull, read_chunk, read_fully
 from frontier.errors import UserError
 
 REWRITE = "delete it and run the same `frontier shards write` again"
@@ -185,7 +185,9 @@ class OpenShard:
 
     def _read_chunked(self, name: str, start: int, stop: int, out: np.ndarray, places: np.ndarray | None) -> None:
         if name not in self._chunks:  # two threads may both ask HDF5; the answers are the same
-            self._chunks[name] = find_chunks(self.arrays[name])
+            found = self._chunks[name] = find_chunks(self.arrays[name])
+            if found is None and (wrong := overfull(self.arrays[name])):
+                raise damaged(self.path, f"{name!r} {wrong}")
         chunks = self._chunks[name]
         if chunks is None or not out.flags.c_contiguous:
             if places is None:

@@ -14,7 +14,8 @@ import h5py
 import numpy as np
 import pytest
 
-from frontier.data.chunks import DEFLATE, Chunks, find_chunks, fletcher32, read_chunk
+from frontier.data.chunks import DEFLATE, Chunks, find_chunks, fletcher32, overfull, read_chunk
+from frontier.data.hdf5 import OpenShard
 from frontier.data.shards import ShardSet
 from frontier.errors import UserError
 from tests.data.sets import write_set
@@ -123,6 +124,24 @@ def test_a_chunk_that_inflates_beyond_all_bounds_is_cut_off(tmp_path: Path, monk
         assert tracemalloc.get_traced_memory()[1] < 5 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_what_stores_more_than_it_holds_is_refused_before_hdf5_inflates_it(tmp_path: Path) -> None:
+    """In chunks that cut samples, which HDF5 reads; what does not compress at all is no such thing."""
+    stored = {"image": {"shape": [3, 5, 7], "dtype": "uint8"}}
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        image = file.create_dataset("image", data=values("uint8"), chunks=(2, 3, 5, 2), compression="gzip")
+        noise = np.random.default_rng(0).integers(0, 256, (40, 1000), dtype=np.uint8)
+        for filters in ({"compression": "gzip"}, {"compression": "lzf"}, {"fletcher32": True, "compression": "gzip"}):
+            assert not overfull(file.create_dataset(f"noise{len(file)}", data=noise, chunks=(1, 7), **filters))
+        assert not overfull(image)
+    out = np.empty((2, 3, 5, 7), np.uint8)
+    OpenShard(tmp_path / "x.h5", 20, stored, {}).read_into("image", 0, 2, out)
+    assert np.array_equal(out, values("uint8")[:2])
+    with h5py.File(tmp_path / "x.h5", "a") as file:
+        file["image"].id.write_direct_chunk((0, 0, 0, 0), zlib.compress(bytes(64 << 20)))
+    with pytest.raises(UserError, match=r"'image' stores [0-9,]+ bytes, more than the [0-9,]+ that it holds"):
+        OpenShard(tmp_path / "x.h5", 20, stored, {}).read_into("image", 0, 2, out)
 
 
 @pytest.mark.parametrize("layout", ["all", "lzf"])

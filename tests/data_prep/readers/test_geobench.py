@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import types
+import zlib
 from collections import namedtuple
 from collections.abc import Sequence
 from pathlib import Path
@@ -663,6 +664,9 @@ def attack(file: h5py.File, how: str, folder: Path) -> None:
             file.create_dataset(band, (8, 8), "i2", external=[(str(folder / "other.raw"), 0, 128)])
         elif how == "huge":
             file.create_dataset(band, (1 << 20, 1 << 20), "u1", chunks=(1024, 1024))
+        elif how == "bomb":
+            dataset = file.create_dataset(band, (8, 8), "u1", chunks=(8, 8), compression="gzip")
+            dataset.id.write_direct_chunk((0, 0), zlib.compress(bytes(1 << 20)))
         elif how == "one axis":
             file.create_dataset(band, (8,), "u1")
         elif how == "unknown filter":
@@ -690,6 +694,7 @@ def attack(file: h5py.File, how: str, folder: Path) -> None:
         ("virtual", "data in other files"),
         ("external data", "data in other files"),
         ("huge", "bytes, more than"),
+        ("bomb", "stores 1,0.. bytes, more than the 64 that it holds"),
         ("one axis", "not rows, columns"),
         ("unknown filter", "filter 32500"),
     ],

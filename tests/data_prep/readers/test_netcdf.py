@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -311,6 +312,17 @@ def test_data_in_other_files_are_refused(tmp_path: Path) -> None:
             else:
                 file.create_dataset("VV", shape, "i2", external=[(str(tmp_path / "raw"), 0, h5py.h5f.UNLIMITED)])
         assert "another file" in refused(path, size=8)
+
+
+def test_a_variable_that_stores_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    """A chunk that deflate would make 8 MiB of, in the place of a few values."""
+    content = cube()
+    shape = content["VV"][1].shape
+    path = save4(tmp_path / "bomb.nc", without(content, "VV"))
+    with h5py.File(path, "a") as file:
+        bomb = file.create_dataset("VV", shape, "i2", chunks=shape, compression="gzip")
+        bomb.id.write_direct_chunk((0,) * len(shape), zlib.compress(bytes(max(8 << 20, 2048 * bomb.nbytes))))
+    assert "VV stores" in refused(path, size=8)
 
 
 def test_cubes_that_disagree_name_both(tmp_path: Path) -> None:

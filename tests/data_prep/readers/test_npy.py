@@ -161,6 +161,16 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         read(tmp_path / "x.txt", {"axes": "CHW"})
 
 
+def test_links_that_lead_out_are_left_out(tmp_path: Path) -> None:
+    save(tmp_path / "out" / "x.npy", numbers(0, 4, 4))
+    save(tmp_path / "in" / "a.npy", numbers(1, 4, 4))
+    (tmp_path / "in" / "b.npy").symlink_to(tmp_path / "out" / "x.npy")
+    (tmp_path / "in" / "c.npy").symlink_to(tmp_path / "in" / "a.npy")
+    source = read(tmp_path / "in", {"axes": "HW"})
+    assert [np.asarray(sample).shape for sample in source.load([0, 1])["image"]] == [(1, 4, 4)] * 2
+    assert len(source.listing().labels) == 2
+
+
 def bad_files(root: Path) -> dict[str, str]:
     """Files beside two good ones of float32 (2, 4, 4), and what is to be said of them."""
     for name in ("good1", "sub/good2"):

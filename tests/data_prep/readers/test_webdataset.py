@@ -418,6 +418,13 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         read(tar(tmp_path / "a.tar", [("README", b"x")]))
 
 
+def test_links_that_lead_out_are_left_out(tmp_path: Path) -> None:
+    tar(tmp_path / "out" / "x.tar", sample(0))
+    tar(tmp_path / "in" / "a.tar", sample(1))
+    (tmp_path / "in" / "b.tar").symlink_to(tmp_path / "out" / "x.tar")
+    assert len(read(tmp_path / "in").listing().labels) == 1
+
+
 def test_changed_after_listing(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", sample(0) + sample(1))
     source = read(path)

@@ -1,0 +1,30 @@
+"""The files of a folder that a reader takes: which, and in what order."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from frontier.errors import UserError
+
+
+def files_below(root: Path, extensions: tuple[str, ...]) -> list[str]:
+    """Files at any depth whose names end in one of `extensions` (small letters), relative to `root`, in the order of their paths' bytes.
+
+    Names that begin with a dot, and links that lead out of the folder, are left out. Raises `UserError` for a link that leads
+    round to itself.
+    """
+    inside, found = root.resolve(), []
+    for folder, names, members in os.walk(root):
+        names[:] = [name for name in names if not name.startswith(".")]
+        for member in members:
+            path = Path(folder, member)
+            if member.startswith(".") or not member.lower().endswith(extensions):
+                continue
+            try:
+                within = not path.is_symlink() or path.resolve().is_relative_to(inside)
+            except (OSError, RuntimeError):
+                raise UserError(f"{path}: a link that leads round to itself: remove it") from None
+            if within:
+                found.append(path.relative_to(root).as_posix())
+    return sorted(found, key=os.fsencode)
