@@ -37,6 +37,8 @@ from gpna.batching import cluster, dbscan, pack, waste  # noqa: E402
 from gpna.input_attention import InputAttention  # noqa: E402
 
 SETS = [676, 832, 1152, 2352, 6272, 12544]
+SIZES = [10_000, 73_613, 11_048, 1_966, 117_062, 1_497]
+SERIES = 39_568
 Clusters = list[np.ndarray]
 
 
@@ -50,10 +52,19 @@ def draw(samples: int, seed: int, series: float, uniform: bool = False) -> np.nd
     return np.where(random.random(samples) < series, lengths, random.choice(SETS, samples))
 
 
+def published(samples: int, seed: int) -> np.ndarray:
+    """Token counts of a batch whose sets are drawn by the square root of their sizes."""
+    random = np.random.default_rng(seed)
+    weights = np.sqrt([*SIZES, SERIES])
+    chosen = random.choice([*SETS, 0], samples, p=weights / weights.sum())
+    return np.where(chosen, chosen, np.exp(random.uniform(np.log(144), np.log(15_001), samples)).astype(int))
+
+
 MIXES: dict[str, Callable[[int, int], np.ndarray]] = {
     "the mix": lambda samples, seed: draw(samples, seed, 1 / 7),
     "many series": lambda samples, seed: draw(samples, seed, 1 / 2),
     "uniform series": lambda samples, seed: draw(samples, seed, 1 / 2, uniform=True),
+    "published sizes": published,
 }
 
 WAYS: dict[str, Callable[[np.ndarray], Clusters]] = {
@@ -155,13 +166,13 @@ def inputs(lengths: np.ndarray, clusters: Clusters, width: int) -> tuple[torch.T
     return flat, pack(index, clusters).plain()
 
 
-def step_table(args: argparse.Namespace, name: str, out: list[str]) -> None:
+def step_table(args: argparse.Namespace, name: str, seed: int, out: list[str]) -> None:
     step = Step(args)
-    lengths = MIXES[name](args.samples, args.seed)
+    lengths = MIXES[name](args.samples, seed)
     work: dict[str, list[tuple[np.ndarray, Clusters]]] = {
         way: [(lengths, clusters_of(lengths))] for way, clusters_of in WAYS.items()
     }
-    pool = np.sort(np.concatenate([MIXES[name](args.samples, args.seed + k) for k in range(args.pool)]))
+    pool = np.sort(np.concatenate([MIXES[name](args.samples, seed + k) for k in range(args.pool)]))
     work["length buckets"] = [(part, cluster(part, method="one")) for part in np.split(pool, args.pool)]
     real = int(lengths.sum())
     times: dict[str, list[np.ndarray]] = {way: [] for way in work}
@@ -174,7 +185,7 @@ def step_table(args: argparse.Namespace, name: str, out: list[str]) -> None:
     base = medians["one padded batch"]
     out += [
         "",
-        f"Forward and backward of one batch of {args.samples} samples, {name}: {real:,} tokens, the longest sample {lengths.max():,}; padded to it, "
+        f"Forward and backward of one batch of {args.samples} samples, {name}, draw {seed}: {real:,} tokens, the longest sample {lengths.max():,}; padded to it, "
         f"{args.samples * lengths.max() / real:.2f} times the tokens. {args.latents} latents, width {args.width}, {args.heads} heads, float32, "
         f"{args.threads} thread(s), {args.rounds} turns; the step has {args.blocks} blocks on the latents besides.",
         "",
@@ -211,8 +222,9 @@ def main() -> None:
     ]
     clustering_times(out)
     padding_tables(out)
-    for name in ("the mix", "many series"):
-        step_table(args, name, out)
+    for name, draws in (("the mix", 1), ("many series", 1), ("published sizes", 3)):
+        for seed in range(args.seed, args.seed + draws):
+            step_table(args, name, seed, out)
     text = "\n".join(out) + "\n"
     print(text)
     if args.output:

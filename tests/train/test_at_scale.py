@@ -17,6 +17,7 @@ import yaml
 
 from frontier.config.load import load_config
 from frontier.data.loader import Loader
+from frontier.data.shards import ShardSet
 from frontier.train.at_scale import shard_files
 from frontier.train.plan import resolve
 from tests.conftest import ROOT, run_frontier, toy_config
@@ -133,7 +134,7 @@ def test_wrong_scale(toy: Path, overrides: tuple[str, ...], words: str) -> None:
     assert done.returncode == 2 and words in done.stderr
 
 
-def test_counts_are_those_of_a_real_run(toy: Path, tmp_path: Path) -> None:
+def test_counts_are_those_of_a_real_run(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of a checkpoint and of the run folder, and shard files that a rank reads in its first window."""
     more = ("parallel.strategy=hybrid_2", "checkpoint.writers=2", "train.steps=4")
     told = json.loads(
@@ -154,6 +155,7 @@ def test_counts_are_those_of_a_real_run(toy: Path, tmp_path: Path) -> None:
             seen.update(int(np.searchsorted(starts, i, side="right")) for i in range(start, stop))
             return real(column, start, stop, *into)
 
+        monkeypatch.setattr(ShardSet, "in_cache", lambda *_: False)  # its blocks are read, as from a file system
         plan.shards.read = read  # type: ignore[method-assign]
         loader = Loader(plan.shards, "image", plan.sampler, rank, 4, workers=0)
         batches = loader.batches(0)
