@@ -17,7 +17,7 @@ pretrain: setup  ## shards, pretraining on two FSDP ranks, probe, report: runs/d
 	@echo "done: shards/scenes  runs/debug/{checkpoints,metrics.jsonl,probe.json,report.html}"
 
 test: setup-test lint  ## the default suite: under 20 minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu"
 
 test-matrix: setup-test  ## every parallelism on 1 to 8 ranks, every stop-and-resume between them: the same curve
 	$(BIN)/python -m tests.matrix

@@ -86,6 +86,7 @@ def test_two_ranks_of_a_node_share_one_meter(config: Path, tmp_path: Path) -> No
     check_power(tmp_path / "run", 1500.0)
 
 
+@pytest.mark.slow
 def test_two_nodes_add_up(config: Path, tmp_path: Path) -> None:
     with ExitStack() as stack:
         nodes = [stack.enter_context(CrayNode(tmp_path / f"pm{i}", watts)) for i, watts in enumerate((1000.0, 500.0))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-import time
 from pathlib import Path
 
 import psutil
@@ -80,10 +79,13 @@ def test_the_time_limit_twice(tmp_path: Path, cluster: Cluster, small: dict[str,
     assert_same_curve(run, undisturbed(tmp_path, shards, steps), curve)
 
 
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["short", "whole"])
 def test_signals_requeues_and_a_killed_rank(
-    tmp_path: Path, cluster: Cluster, small: dict[str, str], shards: Path
+    tmp_path: Path, cluster: Cluster, small: dict[str, str], shards: Path, whole: bool
 ) -> None:
-    """One run, in one job: `scancel --signal=USR1`, `scontrol requeue`, kill -9 of a rank (its node is left out), a STOP file; then another job."""
+    """One run, in one job: `scancel --signal=USR1`, kill -9 of a rank (its node is left out), to the end. Whole: after the signal
+    `scontrol requeue`, and after the kill a STOP file, then another job.
+    """
     run, env = tmp_path / "run", with_steps(small, 300, "checkpoint.every_steps=20")
     job = sbatch(cluster, SCRIPT, tmp_path, "-N2", **env)
     await_step(run, 25, tmp_path)
@@ -92,22 +94,25 @@ def test_signals_requeues_and_a_killed_rank(
     first = requeues(run)[0]
     assert first["code"] == 85 and first["step"] >= 25 and not first["excluded"]
     await_step(run, first["step"] + 10, tmp_path)
-    cluster.run("scontrol", "requeue", job)  # by the user: Slurm's SIGTERM, its requeue
-    until(lambda: len(starts(run)) == 3, 60, lambda: log(tmp_path))
-    await_step(run, step(run) + 10, tmp_path)
+    if whole:
+        cluster.run("scontrol", "requeue", job)  # by the user: Slurm's SIGTERM, its requeue
+        until(lambda: len(starts(run)) == 3, 60, lambda: log(tmp_path))
+        await_step(run, step(run) + 10, tmp_path)
     victim = _rank(cluster, job, 3)
     node = victim.environ()["SLURMD_NODENAME"]
     victim.kill()
-    until(lambda: len(starts(run)) == 4, 120, lambda: log(tmp_path))
+    until(lambda: len(starts(run)) == 3 + whole, 120, lambda: log(tmp_path))
     last = requeues(run)[-1]
     assert last["code"] == 137 and last["excluded"] == node, log(tmp_path)
     assert node not in _nodes(cluster, job)
-    await_step(run, last["step"] + 10, tmp_path)
-    (run / "STOP").touch()
-    assert cluster.wait(job) == "FAILED", log(tmp_path)  # exit 85
-    assert "not requeued" in log(tmp_path) and len(starts(run)) == 4
-    (run / "STOP").unlink(missing_ok=True)
-    assert cluster.wait(sbatch(cluster, SCRIPT, tmp_path, "-N2", **env)) == "COMPLETED", log(tmp_path)
+    if whole:
+        await_step(run, last["step"] + 10, tmp_path)
+        (run / "STOP").touch()
+        assert cluster.wait(job) == "FAILED", log(tmp_path)  # exit 85
+        assert "not requeued" in log(tmp_path) and len(starts(run)) == 4
+        (run / "STOP").unlink(missing_ok=True)
+        job = sbatch(cluster, SCRIPT, tmp_path, "-N2", **env)
+    assert cluster.wait(job) == "COMPLETED", log(tmp_path)
     assert_same_curve(run, undisturbed(tmp_path, shards, 300), curve)
 
 
@@ -161,11 +166,8 @@ def test_cancelled_then_the_next_of_a_chain(
     assert_same_curve(run, undisturbed(tmp_path, shards, 60), curve)
 
 
-SPARE = pytest.param("-N3", {"FRONTIER_NODES": "2"}, id="spare")
-NO_SPARE = pytest.param("-N2", {}, id="no spare", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize(("nodes", "more"), [SPARE, NO_SPARE])
+@pytest.mark.slow
+@pytest.mark.parametrize(("nodes", "more"), [("-N3", {"FRONTIER_NODES": "2"}), ("-N2", {})], ids=["spare", "no spare"])
 def test_the_doctor_leaves_a_bad_node_out(
     tmp_path: Path, cluster: Cluster, small: dict[str, str], nodes: str, more: dict[str, str]
 ) -> None:
@@ -298,8 +300,13 @@ def stand_in(folder: Path, commands: str) -> dict[str, str]:
 SAVES = """for word; do [[ $word != run.dir=* ]] || run=${word#run.dir=}; done
 trap 'mkdir -p "$run/checkpoints/step_00000005"; exit 85' TERM USR1
 echo "$SLURM_NTASKS ranks, HDF5_USE_FILE_LOCKING=$HDF5_USE_FILE_LOCKING"
-touch "$READY"
+echo ready >>"$READY"
 for i in {1..300}; do sleep 0.1; done"""
+
+
+def ranks_ready(ready: Path) -> int:
+    """How many have their trap."""
+    return len(ready.read_text().split()) if ready.exists() else 0
 
 
 def test_cancelled_stays_cancelled(tmp_path: Path, cluster: Cluster, small: dict[str, str]) -> None:
@@ -308,10 +315,10 @@ def test_cancelled_stays_cancelled(tmp_path: Path, cluster: Cluster, small: dict
     env |= {"FRONTIER_SITE": "local", "READY": str(ready)}
     export = ",".join(f"{key}={value}" for key, value in env.items())
     job = sbatch(cluster, SCRIPT, tmp_path, "-N1", "-n1", f"--export={export}")
-    until(ready.exists, 30, lambda: log(tmp_path))
+    until(lambda: ranks_ready(ready) == 2, 60, lambda: log(tmp_path))
     ready.unlink()
     cluster.run("scancel", "--full", "--signal=USR1", job)
-    until(ready.exists, 60, lambda: log(tmp_path))
+    until(lambda: ranks_ready(ready) == 2, 60, lambda: log(tmp_path))
     (line,) = requeues(tmp_path / "run")
     assert (line["code"], line["step"]) == (85, 5) and "Exited with exit code 85" in log(tmp_path)
     assert "2 ranks, HDF5_USE_FILE_LOCKING=FALSE" in log(tmp_path)  # not one; what the site exports reaches them
@@ -352,8 +359,7 @@ def test_as_an_ordinary_user(cluster: Cluster, small: dict[str, str]) -> None:
         out.chmod(0o777)
         env |= {"HOME": "/nonexistent", "USER": "nobody", "READY": str(ready), "FRONTIER_SHARDS": ""}
         job = sbatch(cluster, SCRIPT, out, "-N2", user=NOBODY, **small | env)
-        until(ready.exists, 60, lambda: log(out))
-        time.sleep(1)  # until all ranks have their trap
+        until(lambda: ranks_ready(ready) == 4, 60, lambda: log(out))
         assert cluster.run(*NOBODY, "scancel", "--signal=USR1", "--batch", job).returncode == 0
         assert cluster.wait(job, seconds=60) == "COMPLETED", log(out)
         shown = cluster.run("scontrol", "show", "job", job).stdout

@@ -115,6 +115,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_three_sensors_and_what_they_are_worth(tmp_path: Path, cluster: Cluster, tiles: Path) -> None:
     """jobs/scale_alibi_pretrain.sh on two nodes, and jobs/scale_alibi_evaluate.sh that waits for it."""
     run = tmp_path / "run"

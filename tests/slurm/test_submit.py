@@ -40,6 +40,7 @@ def submitted(submit: Submitter, *words: str, config: str = "small.yaml") -> dic
     return json.loads(out)
 
 
+@pytest.mark.slow
 def test_two_nodes_to_the_end(submit: Submitter, cluster: Cluster, shards: Path) -> None:
     """Two ranks on each of two nodes; a second submission of the run waits for the first one, or is refused."""
     run = submit.folder / "run"

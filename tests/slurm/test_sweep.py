@@ -69,6 +69,7 @@ step: [{text: -c2, source: suite}, {text: "--gpus-per-task=1", source: suite}]
 """
 
 
+@pytest.mark.slow
 def test_one_job_walks_the_points_by_srun(tmp_path: Path, cluster: Cluster) -> None:
     """With header, environment and srun's words of a site of one's own."""
     out, path = tmp_path / "out", toy(tmp_path, time_limit_s=10)
