@@ -16,7 +16,7 @@ import torch
 
 from frontier.data.loader import Loader
 from frontier.data.sampler import Sampler
-from frontier.data.shards import ShardSet, _live
+from frontier.data.shards import ShardSet
 
 Start = Callable[[], Iterator[Any]]
 
@@ -36,12 +36,11 @@ class Reader:
     """Lets go of the files after the warm turns: a page that is mapped cannot be dropped from the cache."""
 
 
-def ours(folder: Path, batch: int, workers: int, window: int | None = None, release: bool = False) -> Start:
+def ours(shards: ShardSet, batch: int, workers: int, window: int | None = None, release: bool = False) -> Start:
     """The trainer's loader with its default plan; `window` batches mixed instead, so that slow layouts deliver often.
 
     `release`: close the files after a turn, for a page that is mapped cannot be dropped from the cache.
     """
-    shards = ShardSet(folder)
     shape, dtype = shards.describe("image")
     sampler = Sampler.plan(len(shards), batch, 0, int(np.prod(shape)) * dtype.itemsize, None, window)
     loader = Loader(shards, "image", sampler, 0, 1, workers)
@@ -60,12 +59,6 @@ def ours(folder: Path, batch: int, workers: int, window: int | None = None, rele
                 shards.close()
 
     return start
-
-
-def close_all() -> None:
-    """Close every shard that is open in this process; the next read opens again."""
-    for shards in list(_live):
-        shards.close()
 
 
 def plain(folder: Path, batch: int, rows: int) -> Start:
@@ -210,6 +203,7 @@ def all_readers(work: Path, values: np.ndarray, batch: int) -> list[Reader]:
     shards = sets.once(work / "shards", lambda f: sets.write_shards(f, values))
     array = sets.once(work / "npy", lambda f: np.save(f / "x.npy", values))
     files = sets.once(work / "files", lambda f: sets.write_files(f, values))
+    opened = ShardSet(shards)
     window = batch * Sampler.plan(len(values), batch, 0, like.nbytes, None, None).window
     found = [
         Reader("plain reads in order, one batch of memory (the limit)", plain(shards, batch, batch), shards),
@@ -217,10 +211,10 @@ def all_readers(work: Path, values: np.ndarray, batch: int) -> list[Reader]:
         *(
             Reader(
                 f"frontier, {n} thread{'s' * (n > 1)}",
-                ours(shards, batch, n),
+                ours(opened, batch, n),
                 shards,
-                cold=ours(shards, batch, n, release=True),
-                close=close_all,
+                cold=ours(opened, batch, n, release=True),
+                close=opened.close,
             )
             for n in (1, 2)
         ),

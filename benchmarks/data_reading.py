@@ -33,6 +33,7 @@ import data_readers as readers  # noqa: E402
 import data_sets as sets  # noqa: E402
 
 import frontier.data.hdf5 as shard_hdf5  # noqa: E402
+from frontier.data.shards import ShardSet  # noqa: E402
 from frontier.train.metrics import device_name  # noqa: E402
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -184,7 +185,7 @@ def layout_readers(work: Path, values: np.ndarray, batch: int) -> list[readers.R
                 direct = shard_hdf5.find_chunks
                 if through_h5py:
                     shard_hdf5.find_chunks = lambda dataset: None
-                start = readers.ours(folder, batch, threads, window=4)
+                start = readers.ours(ShardSet(folder), batch, threads, window=4)
                 batches = start()  # the way is chosen when a shard is first read: read them all
                 for _ in range(2 * len(values) // batch):
                     next(batches)

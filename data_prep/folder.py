@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.images import Probe, decode, load_image
+from data_prep.listing import leads_out
 from data_prep.readers.registry import Reader, Request
 from data_prep.scan import probe_files
 from data_prep.source import Band, ImageColumn, Listing, Source
@@ -185,7 +186,7 @@ def list_images(root: Path) -> tuple[list[str], dict[str, Any]]:
                 continue
             if not member.lower().endswith(EXTENSIONS):
                 other += 1
-            elif path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
+            elif leads_out(path, inside):
                 links += 1
             else:
                 paths.append(path.relative_to(root).as_posix())

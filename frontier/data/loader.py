@@ -74,9 +74,8 @@ def batch_members(sampler: Sampler, blocks: Blocks) -> tuple[np.ndarray, np.ndar
     shares = blocks.members.reshape(count, sampler.window, sampler.per_block, 2)
     members = shares.transpose(1, 0, 2, 3).reshape(sampler.window, count * sampler.per_block, 2)
     width = members.shape[1]
-    order = np.argsort(
-        members[..., 1] * width + np.arange(width), axis=1
-    )  # no two are equal: any method, the same order
+    # No two keys are equal, so any method of sorting gives the same order.
+    order = np.argsort(members[..., 1] * width + np.arange(width), axis=1)
     return np.take_along_axis(members, order[..., None], 1), order
 
 
@@ -97,28 +96,29 @@ class _Job:
 
     def __init__(self, pool: ThreadPoolExecutor | None, work: Callable[..., None], *args: Any) -> None:
         self.work, self.args = work, args
-        self.future = pool.submit(work, *args) if pool is not None else None
-        self.done = False  # by `help`
+        self.future: Future[None] = pool.submit(work, *args) if pool is not None else Future()
+        self.helped = False
 
     def finish(self) -> None:
-        if not self.help() and self.future is not None and not self.done:
+        """Have it done, here or by the thread that has begun. Raises what the work raises."""
+        if not self.help() and not self.helped:
             self.future.result()
 
     def help(self) -> bool:
-        """Do it, unless a thread has begun."""
-        if self.done or not (self.future is None or self.future.cancel()):
+        """Do it here, unless somebody has begun; whether this call did it."""
+        if self.helped or not self.future.cancel():
             return False
         self.work(*self.args)
-        self.done = True
+        self.helped = True
         return True
 
     def late(self) -> bool:
         """Whether a thread is at it."""
-        return self.future is not None and self.future.running()
+        return self.future.running()
 
     def leave(self) -> None:
         """Have it not done, or wait for its end."""
-        if self.future is not None and not self.future.cancel():
+        if not self.future.cancel():
             wait([self.future])
 
 

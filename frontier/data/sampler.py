@@ -89,9 +89,8 @@ def inner_orders(indices: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray
     """
     block = _scrambled(indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + keys[:1])
     hashes = _scrambled(block[:, None] + np.arange(1, size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-    return np.argsort(
-        _scrambled(hashes ^ keys[1]), axis=1
-    )  # no two of a block are equal: a bijection of unlike numbers
+    # A bijection of unlike numbers: no two of a block are equal.
+    return np.argsort(_scrambled(hashes ^ keys[1]), axis=1)
 
 
 def shuffled(positions: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:

@@ -221,9 +221,8 @@ def test_mistakes_end_the_job_at_once(tmp_path: Path, cluster: Cluster, small: d
         assert words in lines[-1] and text.count("frontier pretrain: ") <= 1, text
         shown = cluster.run("scontrol", "show", "job", jobs[name]).stdout
         assert "ExitCode=2:0" in shown and "Restarts=0" in shown, text
-        assert _run_time(shown) < 150, (
-            text
-        )  # four jobs share the cores; a rank that waits does so for timeout_s or longer
+        # Four jobs share the cores; a rank that waits does so for timeout_s or longer.
+        assert _run_time(shown) < 150, text
 
 
 def _run_time(shown: str) -> int:

@@ -501,7 +501,8 @@ def test_real_flood_labels() -> None:
     assert len(source.records) == 16 and source.targets["label_map"].classes == ("0", "1")
 
 
-def test_a_link_that_leads_to_itself_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["b.tif", "missing.tif"])
+def test_a_link_to_itself_or_to_nothing_is_one_line(tmp_path: Path, name: str) -> None:
     save_tiff(tmp_path / "a.tif", pixels())
-    (tmp_path / "b.tif").symlink_to(tmp_path / "b.tif")
-    assert "b.tif: a link that leads round to itself" in refusal("geotiff", tmp_path, size=16)
+    (tmp_path / "b.tif").symlink_to(tmp_path / name)
+    assert "b.tif: a link that leads to nothing: remove it" in refusal("geotiff", tmp_path, size=16)
