@@ -69,7 +69,8 @@ def test_bf16_attention_is_as_exact_as_the_fused_kernel() -> None:
 
 @pytest.mark.skipif(not HAS_ONEDNN, reason="needs a processor with AVX-512")
 @pytest.mark.parametrize("sizes", [(12, 20), (20, 12)])
-def test_onednn_linear_against_float64(sizes: tuple[int, int]) -> None:
+def test_onednn_linear_against_float64(sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("frontier.models.linear.ONEDNN_TYPES", (torch.float32,))
     torch.manual_seed(3)
     layer, x = Linear(*sizes), torch.randn(4, 7, sizes[0], requires_grad=True)
     weight = torch.randn(4, 7, sizes[1])
@@ -81,6 +82,14 @@ def test_onednn_linear_against_float64(sizes: tuple[int, int]) -> None:
         torch.testing.assert_close(mine.grad.double(), theirs.grad, atol=1e-5, rtol=1e-5)
     assert isinstance(layer(x).grad_fn, torch.autograd.function.BackwardCFunction)
     assert OneDNNLinear.__name__ in type(layer(x).grad_fn).__name__
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="needs a processor with AVX-512")
+def test_products_of_a_type_that_is_not_onednns(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = Linear(12, 20), torch.randn(4, 12)
+    monkeypatch.setattr("frontier.models.linear.ONEDNN_TYPES", (torch.bfloat16,))
+    assert OneDNNLinear.__name__ not in type(layer(x).grad_fn).__name__
+    assert OneDNNLinear.__name__ in type(layer.bfloat16()(x.bfloat16()).grad_fn).__name__
 
 
 def test_linear_layer_of_no_rows() -> None:
