@@ -139,6 +139,8 @@ class GPNASection(Section):
     depth: int | None = Field(None, gt=0)
     heads: int | None = Field(None, gt=0)
     token_width: int | None = Field(None, gt=0)
+    latents_start: Literal["random", "places"] = "random"
+    """Latents begin as random vectors (the paper), or as places of the tile that read what is near: `gpna.places`."""
     tokens: TokenSection = TokenSection()
     batching: BatchingSection = BatchingSection()
     tasks: dict[str, TaskUnion] = Field(default_factory=dict)
@@ -150,6 +152,11 @@ class GPNASection(Section):
     def _something_to_learn(self) -> GPNASection:
         if not self.tasks and self.masked is None:
             raise ValueError("there is nothing to learn: give model.tasks, or model.masked: {} for self-supervision")
+        if self.latents_start == "places" and (self.tokens.join == "concat" or not self.tokens.position):
+            key, value = ("join", "concat") if self.tokens.join == "concat" else ("position", 0)
+            raise ValueError(
+                f"latents_start: places needs positions that are added to the tokens, which tokens.{key}: {value} excludes: leave one out"
+            )
         if any(task.head == "masked" for task in self.tasks.values()):
             raise ValueError("masked tokens are no task of one source: give model.masked")
         return self

@@ -34,7 +34,9 @@ def shape(config: Config) -> dict[str, SourceShape]:
 
 def build(section: GPNASection, sources: dict[str, SourceShape]) -> GPNA:
     """The module, with parameters on the default device."""
-    config = GPNAConfig(section.size(), section.tokens, section.batching, sources, section.tasks, section.masked)
+    config = GPNAConfig(
+        section.size(), section.tokens, section.batching, sources, section.tasks, section.masked, section.latents_start
+    )
     return GPNA(config)
 
 

@@ -5,7 +5,7 @@ Tokens of all samples of a batch lie in one flat buffer; `gpna.batching` says wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -88,6 +88,7 @@ class InputAttention(nn.Module):
         if width % heads:
             raise UserError(f"{heads} heads do not divide the latents' width {width}: choose a divisor")
         self.heads, self.checkpoint = heads, checkpoint
+        self.begin: Callable[[int], Tensor] | None = None
         self.latents = nn.Parameter(torch.empty(latents, width))
         self.latent_norm = nn.LayerNorm(width, eps=1e-6)
         self.token_norm = nn.LayerNorm(token_width, eps=1e-6)
@@ -98,8 +99,9 @@ class InputAttention(nn.Module):
         self.mlp = MLP(width, mlp_hidden)
 
     def initial_value(self, local_name: str, generator: torch.Generator) -> Tensor:
-        """The latents: normal, standard deviation 0.02, as in Perceiver IO."""
-        return torch.empty(self.latents.shape, device="cpu").normal_(0.0, 0.02, generator=generator)
+        """The latents: normal, standard deviation 0.02, as in Perceiver IO, added to what they `begin` as."""
+        drawn = torch.empty(self.latents.shape, device="cpu").normal_(0.0, 0.02, generator=generator)
+        return drawn if self.begin is None else drawn + self.begin(len(drawn))
 
     def forward(self, flat: Tensor, clusters: Sequence[dict[str, Any]]) -> Tensor:
         """Latents of every sample that have read its tokens.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from frontier.models.layers import Block
 from gpna.config import BatchingSection, MaskedSection, Size, TokenSection
 from gpna.head_sections import MaskedTask, PixelTask, Task
 from gpna.heads import Answers, Head, Masked, Queries, build_head
+from gpna.heads.pixels import PixelHead
 from gpna.input_attention import InputAttention
+from gpna.places import Begun, Places
 from gpna.sensors import InputSpec
 from gpna.tokenizer import Tokenizer, TokenizerSettings
 
@@ -37,6 +40,7 @@ class GPNAConfig:
     sources: dict[str, SourceShape]
     tasks: dict[str, Task]
     masked: MaskedSection | None
+    latents_start: str = "random"
 
     def keys(self) -> dict[str, InputSpec]:
         """All inputs, by "source/column"."""
@@ -82,6 +86,22 @@ class GPNA(nn.Module):
             task = MaskedTask(source="*", head="masked", **settings)
             values = [spec.patch_values for spec in inputs.values()]
             self.masked = _head("model.masked", task, size.width, size.token_width, values)  # type: ignore[assignment]
+        if config.latents_start == "places":
+            self._begin_as_places()
+
+    def _begin_as_places(self) -> None:
+        """Replace initial values, those that the engine asks the modules for."""
+        size, tokens = self.config.size, self.config.tokens
+        places = Places(tokens.position, tokens.region, tokens.highest, size.token_width, size.width, size.heads)
+        self.input_attention.begin = places.latents
+        places.begin_input(self.input_attention.q, self.input_attention.kv)
+        if "position" in self.tokenizer.projections:
+            Begun(self.tokenizer.projections["position"], lambda generator: places.tokens())  # type: ignore[arg-type]
+        for head in self.heads.values():
+            if isinstance(head, PixelHead):
+                places.begin_decoder(head.decoder, partial(places.fitted, head.features, head.region, head.highest))
+        if self.masked is not None:
+            places.begin_decoder(self.masked.decoder, places.widened)
 
     def shard_units(self) -> list[nn.Module]:
         """The self-attention blocks. What sees tokens stays whole for a step: ranks call it different numbers of times."""

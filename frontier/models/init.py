@@ -27,6 +27,12 @@ def parameter_generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+def xavier(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """A weight [out, in], uniform within sqrt(6 / (in + out)), float32 on the CPU."""
+    bound = math.sqrt(6.0 / (shape[0] + shape[1]))
+    return torch.empty(shape, device="cpu").uniform_(-bound, bound, generator=generator)
+
+
 def initial_value(module: nn.Module, local_name: str, generator: torch.Generator) -> Tensor:
     """The full float32 value, on the CPU, of the parameter `local_name` that `module` itself owns.
 
@@ -36,15 +42,14 @@ def initial_value(module: nn.Module, local_name: str, generator: torch.Generator
     """
     own = getattr(module, "initial_value", None)
     if own is not None:
-        return own(local_name, generator)
+        return own(local_name, generator).contiguous()  # engines cut it into bytes
     shape = getattr(module, local_name).shape
     if isinstance(module, nn.LayerNorm):
         return torch.full(shape, 1.0 if local_name == "weight" else 0.0, device="cpu")
     if isinstance(module, nn.Linear):
         if local_name == "bias":
             return torch.zeros(shape, device="cpu")
-        bound = math.sqrt(6.0 / (shape[0] + shape[1]))
-        return torch.empty(shape, device="cpu").uniform_(-bound, bound, generator=generator)
+        return xavier((shape[0], shape[1]), generator)
     raise TypeError(f"no initial value is known for {local_name} of {type(module).__name__}")
 
 

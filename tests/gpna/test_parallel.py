@@ -54,6 +54,7 @@ def gentle_config(run_dir: Path, data: Path) -> dict[str, Any]:
     """Smaller steps than the matrix makes: AdamW brings any gradient to the size of the learning rate, at first what is rounding too."""
     config = small_config(run_dir, data)
     config["train"]["base_lr"] = 8e-3
+    config["model"]["latents_start"] = "places"  # every parallelism makes its own part of these
     return config
 
 
