@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +271,7 @@ def main() -> None:
         images = {split: one["samples"] for split, one in manifest["splits"].items()}
         parameters = runs["axis"][0]["parameters"]
         head = (
-            f"`python benchmarks/gpna_segmentation.py PICTURES`: {images['train']} training and {images['test']} test images of {given.size} px, jobs/configs/gpna_fields.yaml"
+            f"`python benchmarks/gpna_segmentation.py PICTURES --regions {' '.join(runs)} --alone {given.alone}`, {date.today()}: {images['train']} training and {images['test']} test images of {given.size} px, jobs/configs/gpna_fields.yaml"
             f"{' with ' + ' '.join(given.set) if given.set else ''}, {parameters:,} parameters, {len(given.seeds)} seeds. Striped: share of the probabilities' detail "
             "that runs along whole rows or columns, less that of the labels."
         )

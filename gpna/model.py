@@ -95,8 +95,9 @@ class GPNA(nn.Module):
         places = Places(tokens.position, tokens.region, tokens.highest, size.token_width, size.width, size.heads)
         self.input_attention.begin = places.latents
         places.begin_input(self.input_attention.q, self.input_attention.kv)
-        if "position" in self.tokenizer.projections:
-            Begun(self.tokenizer.projections["position"], lambda generator: places.tokens())  # type: ignore[arg-type]
+        if "position" not in self.tokenizer.projections:
+            raise UserError("model.latents_start: places: no input has positions: use images, or leave it out")
+        Begun(self.tokenizer.projections["position"], lambda generator: places.tokens())  # type: ignore[arg-type]
         for head in self.heads.values():
             if isinstance(head, PixelHead):
                 places.begin_decoder(head.decoder, partial(places.fitted, head.features, head.region, head.highest))

@@ -150,3 +150,11 @@ def test_grids_and_orthonormal_matrices() -> None:
 def test_places_need_positions(shards: tuple[Path, Path], tokens: dict[str, Any], key: str) -> None:
     with pytest.raises(UserError, match=f"latents_start: places needs positions.*{key}"):
         validate(values(shards, "places", **tokens))
+
+
+def test_places_need_an_input_with_space(shards: tuple[Path, Path]) -> None:
+    found = values(shards, "places")
+    found["model"]["tasks"] = {"amount": found["model"]["tasks"]["amount"]}
+    del found["data"]["sources"]["scenes"], found["model"]["masked"]
+    with pytest.raises(UserError, match="no input has positions"):
+        resolve(validate(found), 1)
