@@ -91,12 +91,12 @@ class GPNA(nn.Module):
 
     def _begin_as_places(self) -> None:
         """Replace initial values, those that the engine asks the modules for."""
+        if "position" not in self.tokenizer.projections:
+            raise UserError("model.latents_start: places: no input has positions: use images, or leave it out")
         size, tokens = self.config.size, self.config.tokens
         places = Places(tokens.position, tokens.region, tokens.highest, size.token_width, size.width, size.heads)
         self.input_attention.begin = places.latents
         places.begin_input(self.input_attention.q, self.input_attention.kv)
-        if "position" not in self.tokenizer.projections:
-            raise UserError("model.latents_start: places: no input has positions: use images, or leave it out")
         Begun(self.tokenizer.projections["position"], lambda generator: places.tokens())  # type: ignore[arg-type]
         for head in self.heads.values():
             if isinstance(head, PixelHead):
