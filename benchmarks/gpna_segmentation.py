@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--regions", nargs="+", choices=REGIONS, default=list(REGIONS))
     parser.add_argument("--count", type=int, default=2400)
     parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--unet-steps", type=int, default=300, help="0: no baselines")
+    parser.add_argument("--unet-steps", type=int, default=3720, help="as many as the config has; 0: no baselines")
     parser.add_argument("--alone", type=int, default=5, help="draws of the head alone; 0: none")
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="changes to the config, of all runs")
     parser.add_argument("--out", type=Path, default=RESULTS)
