@@ -9,7 +9,7 @@ from frontier.errors import UserError
 
 
 def leads_out(path: Path, root: Path) -> bool:
-    """Whether `path` is a link to what lies outside of `root`, itself without links. One that leads round to itself does not."""
+    """Whether `path` is a link to what lies outside of `root`, a path without links. One that leads round to itself is none."""
     return path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root)
 
 
@@ -26,9 +26,10 @@ def files_below(root: Path, extensions: tuple[str, ...]) -> list[str]:
             path = Path(folder, member)
             if member.startswith(".") or not member.lower().endswith(extensions):
                 continue
-            if leads_out(path, inside):
-                continue
-            if not path.exists():
-                raise UserError(f"{path}: a link that leads to nothing: remove it")
+            if path.is_symlink():
+                if leads_out(path, inside):
+                    continue
+                if not path.exists():
+                    raise UserError(f"{path}: a link that leads to nothing: remove it")
             found.append(path.relative_to(root).as_posix())
     return sorted(found, key=os.fsencode)

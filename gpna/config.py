@@ -152,13 +152,18 @@ class GPNASection(Section):
     def _something_to_learn(self) -> GPNASection:
         if not self.tasks and self.masked is None:
             raise ValueError("there is nothing to learn: give model.tasks, or model.masked: {} for self-supervision")
-        if self.latents_start == "places" and (self.tokens.join == "concat" or not self.tokens.position):
-            key, value = ("join", "concat") if self.tokens.join == "concat" else ("position", 0)
-            raise ValueError(
-                f"latents_start: places needs positions that are added to the tokens, which tokens.{key}: {value} excludes: leave one out"
-            )
         if any(task.head == "masked" for task in self.tasks.values()):
             raise ValueError("masked tokens are no task of one source: give model.masked")
+        return self
+
+    @model_validator(mode="after")
+    def _places(self) -> GPNASection:
+        concat = self.tokens.join == "concat"
+        if self.latents_start == "places" and (concat or not self.tokens.position):
+            excluding = "join: concat" if concat else "position: 0"
+            raise ValueError(
+                f"latents_start: places needs positions that are added to the tokens, which tokens.{excluding} excludes: leave one out"
+            )
         return self
 
     @field_validator("tasks")
