@@ -2,16 +2,18 @@
 
 PyTorch's float32 products on x86 go to MKL. On an AMD core with AVX-512 oneDNN's were measured 2.1 to 2.4 times as
 fast (88 against 209 GFLOP/s at 2048^3), in the same precision. On an Intel core MKL's are the faster ones, most of all
-for the gradients of weights, as MKL takes transposed matrices without a copy: a step of benchmarks/results/training_step_intel.md
-went from 0.95 to 1.01 times its rival's. In bf16 both are oneDNN's; there the gain is that the bias is added inside the product instead of by a copy before it.
+for the gradients of weights, as MKL takes transposed matrices without a copy: the step of
+benchmarks/results/training_step_intel.md went from 0.95 to 1.01 times its best rival's rate. In bf16 both are oneDNN's;
+there the gain is that the bias is added inside the product instead of by a copy before it.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from frontier.processor import processor
 
 HAS_ONEDNN: bool = (
     torch.backends.mkldnn.is_available()
@@ -21,17 +23,8 @@ HAS_ONEDNN: bool = (
 """Whether this processor and build have oneDNN's AVX-512 kernels; never a matter of timing, so runs repeat."""
 
 
-def _is_intel() -> bool:
-    try:
-        with Path("/proc/cpuinfo").open() as lines:
-            return any(line.startswith("vendor_id") and "GenuineIntel" in line for line in lines)
-    except OSError:
-        return False
-
-
-ONEDNN_TYPES: tuple[torch.dtype, ...] = (
-    (torch.bfloat16,) if torch.backends.mkl.is_available() and _is_intel() else (torch.float32, torch.bfloat16)
-)
+_MKL = torch.backends.mkl.is_available() and processor("vendor_id") == "GenuineIntel"
+ONEDNN_TYPES: tuple[torch.dtype, ...] = (torch.bfloat16,) if _MKL else (torch.float32, torch.bfloat16)
 """Types whose products are oneDNN's; the others stay PyTorch's."""
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from frontier.errors import RankError
+from frontier.processor import processor
 
 SCHEMA = 1
 
@@ -44,11 +45,7 @@ def device_name(device: torch.device) -> str:
     """Name of the accelerator, or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
+    return processor("model name") or platform.processor() or "unknown"
 
 
 def memory_gib(device: torch.device) -> tuple[float, str]:
