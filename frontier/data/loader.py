@@ -65,14 +65,19 @@ class Supply:
         return self.samples * self.threads / self.seconds if self.seconds > 0 else None
 
 
+def window_members(sampler: Sampler, blocks: Blocks) -> np.ndarray:
+    """[window, local_batch, 2] int64 (epoch, sample): what a rank's window holds, batch after batch, in the sampler's order."""
+    count = len(blocks.starts)
+    shares = blocks.members.reshape(count, sampler.window, sampler.per_block, 2)
+    return shares.transpose(1, 0, 2, 3).reshape(sampler.window, count * sampler.per_block, 2)
+
+
 def batch_members(sampler: Sampler, blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
-    """What a rank's window holds, batch after batch, the rows of a batch in the order of the shards.
+    """`window_members` with the rows of a batch in the order of the shards.
 
     Returns (members [window, local_batch, 2] int64, order [window, local_batch]: the row's place in the sampler's order).
     """
-    count = len(blocks.starts)
-    shares = blocks.members.reshape(count, sampler.window, sampler.per_block, 2)
-    members = shares.transpose(1, 0, 2, 3).reshape(sampler.window, count * sampler.per_block, 2)
+    members = window_members(sampler, blocks)
     width = members.shape[1]
     # No two keys are equal, so any method of sorting gives the same order.
     order = np.argsort(members[..., 1] * width + np.arange(width), axis=1)

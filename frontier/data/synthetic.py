@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from frontier.config.schema import DataConfig
-from frontier.data.loader import Batch, Loader, Supply, batch_members
+from frontier.data.loader import Batch, Loader, Supply, window_members
 from frontier.data.random import stream_keys, uniform
 from frontier.data.sampler import Sampler
 from frontier.data.shards import ShardSet
@@ -65,7 +65,10 @@ class SyntheticSet:
 
 
 class SyntheticLoader:
-    """The `Loader` of a `SyntheticSet`: the same members, the same images at every step, nothing read."""
+    """The `Loader` of a `SyntheticSet`: the same members, the same images at every step, nothing read.
+
+    Images belong to places of the global batch, so members stay in the sampler's order, which is the same on any number of ranks.
+    """
 
     def __init__(
         self, images: SyntheticSet, sampler: Sampler, rank: int, ranks: int, device: torch.device, seed: int
@@ -87,7 +90,7 @@ class SyntheticLoader:
         while True:
             window = step // sampler.window
             blocks = sampler.window_blocks(window, self.rank, self.ranks)
-            members, _ = batch_members(sampler, blocks)
+            members = window_members(sampler, blocks)
             while step // sampler.window == window:
                 turn = step % sampler.window
                 yield Batch(self.columns, torch.from_numpy(members[turn]), next(iter(self.columns)))
