@@ -54,7 +54,7 @@ setup(
     packages=packages,
     package_dir=renamed,
     package_data={
-        "frontier": ["probe/published.yaml"],
+        "frontier": ["probe/published.yaml", "models/cpu/kernels.cpp"],
         "gpna": ["descriptors/*.yaml"],
         "frontier_jobs": [
             "*.sh",

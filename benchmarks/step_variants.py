@@ -19,17 +19,17 @@ from typing import Any
 
 import torch
 
-from frontier.launch.host_memory import keep_freed_memory
+from frontier.launch.host_memory import keep_freed_memory, settle_objects
 from frontier.models.init import initialise
 from frontier.models.mae import MAE, MAEConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "models"))
 
 CATEGORIES = {
-    "attention": ("scaled_dot", "flash", "efficient", "bmm", "baddbmm", "softmax"),
+    "attention": ("cpu_attention", "scaled_dot", "flash", "efficient", "bmm", "baddbmm", "softmax"),
     "matrix products": ("mm", "addmm", "linear_pointwise", "product", "convolution", "mkldnn_convolution"),
-    "norms": ("layer_norm", "native_layer_norm"),
-    "GELU": ("gelu",),
+    "norms": ("cpu_norm", "layer_norm", "native_layer_norm"),
+    "GELU": ("cpu_gelu", "cpu_multiply", "gelu"),
     "optimizer and clipping": ("fused_adam", "foreach", "linalg_vector_norm"),
     "gather and sort": ("index", "gather", "scatter", "sort", "argsort", "cat", "stack", "embedding"),
     "copies and fills": (
@@ -42,7 +42,21 @@ CATEGORIES = {
         "constant_pad",
         "split_with_sizes_copy",
     ),
-    "sums and elementwise": ("add", "mul", "sub", "div", "pow", "sum", "mean", "var", "mse", "sqrt", "neg", "rsub"),
+    "sums and elementwise": (
+        "cpu_column_sums",
+        "add",
+        "mul",
+        "sub",
+        "div",
+        "pow",
+        "sum",
+        "mean",
+        "var",
+        "mse",
+        "sqrt",
+        "neg",
+        "rsub",
+    ),
 }
 OTHER = "other (framework, engine, views, compiled kernels)"
 
@@ -202,6 +216,7 @@ def serve(connection: Connection, setup: Setup) -> None:
                 loss = float(steps[argument.name]().detach())
                 steps[argument.name]()
                 synchronise(setup.device)
+                settle_objects()
                 connection.send(loss)
             elif verb == "step":
                 start = clock()

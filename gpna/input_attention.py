@@ -17,6 +17,7 @@ from frontier.errors import UserError
 from frontier.models.attention import attention_padding, padded_attention
 from frontier.models.layers import MLP
 from frontier.models.linear import Linear
+from frontier.models.pointwise import LayerNorm
 
 
 class Divide(torch.autograd.Function):
@@ -90,12 +91,12 @@ class InputAttention(nn.Module):
         self.heads, self.checkpoint = heads, checkpoint
         self.begin: Callable[[int], Tensor] | None = None
         self.latents = nn.Parameter(torch.empty(latents, width))
-        self.latent_norm = nn.LayerNorm(width, eps=1e-6)
-        self.token_norm = nn.LayerNorm(token_width, eps=1e-6)
+        self.latent_norm = LayerNorm(width, eps=1e-6)
+        self.token_norm = LayerNorm(token_width, eps=1e-6)
         self.q = Linear(width, width)
         self.kv = Linear(token_width, 2 * width, bias=False)
         self.proj = Linear(width, width, bias=False)
-        self.mlp_norm = nn.LayerNorm(width, eps=1e-6)
+        self.mlp_norm = LayerNorm(width, eps=1e-6)
         self.mlp = MLP(width, mlp_hidden)
 
     def initial_value(self, local_name: str, generator: torch.Generator) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from frontier.errors import UserError
 from frontier.models.layers import Block
+from frontier.models.pointwise import LayerNorm
 from gpna.config import BatchingSection, MaskedSection, Size, TokenSection
 from gpna.head_sections import MaskedTask, PixelTask, Task
 from gpna.heads import Answers, Head, Masked, Queries, build_head
@@ -72,7 +73,7 @@ class GPNA(nn.Module):
         self.tokenizer = Tokenizer(inputs, TokenizerSettings(width=size.token_width, **config.tokens.model_dump()))
         self.input_attention = InputAttention(size.token_width, size.latents, size.width, size.heads, 4 * size.width)
         self.blocks = nn.ModuleList(Block(size.width, size.heads, 4 * size.width) for _ in range(size.depth))
-        self.norm = nn.LayerNorm(size.width, eps=1e-6)
+        self.norm = LayerNorm(size.width, eps=1e-6)
         self.heads = nn.ModuleDict()
         for name, task in config.tasks.items():
             if hasattr(self.heads, name):

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from frontier.models.attention import padded_attention
 from frontier.models.layers import MLP
 from frontier.models.linear import Linear
+from frontier.models.pointwise import LayerNorm, gelu
 from frontier.models.presets import check_heads
 
 KeysValues = tuple[Tensor, Tensor]
@@ -29,8 +30,8 @@ class QueryAttention(nn.Module):
         super().__init__()
         check_heads(width, heads, "attention_heads of a task head")
         self.head_dim, self.residual = width // heads, residual
-        self.norm_queries = nn.LayerNorm(width, eps=eps)
-        self.norm_latents = nn.LayerNorm(width, eps=eps)
+        self.norm_queries = LayerNorm(width, eps=eps)
+        self.norm_latents = LayerNorm(width, eps=eps)
         self.q = Linear(width, width)
         self.kv = Linear(width, 2 * width)
         self.proj = Linear(width, width)
@@ -83,9 +84,9 @@ class QueryDecoder(nn.Module):
         hidden = hidden or width
         self.embed = Linear(query_width, width) if query_width else None
         self.attention = nn.ModuleList(QueryAttention(width, heads, residual or i > 0, eps) for i in range(layers))
-        self.between_norm = nn.ModuleList(nn.LayerNorm(width, eps=eps) for _ in range(layers - 1))
+        self.between_norm = nn.ModuleList(LayerNorm(width, eps=eps) for _ in range(layers - 1))
         self.between = nn.ModuleList(MLP(width, hidden) for _ in range(layers - 1))
-        self.norm = nn.LayerNorm(width, eps=eps)
+        self.norm = LayerNorm(width, eps=eps)
         self.fc1 = Linear(width, hidden)
         self.fc2 = Linear(hidden, outputs) if outputs else None
 
@@ -108,7 +109,7 @@ class QueryDecoder(nn.Module):
             x = attention(x, keys_values[i], pick if i == 0 else None)
             if i < len(self.between):
                 x = x + self.between[i](self.between_norm[i](x))
-        x = F.gelu(self.fc1(self.norm(x)))
+        x = gelu(self.fc1(self.norm(x)))
         return x if self.fc2 is None else self.fc2(x)
 
     def forward(self, queries: Tensor, latents: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frontier.models.linear import Linear
+from frontier.models.pointwise import LayerNorm, gelu
 
 KERNELS = {"image": (3, 3), "line": (1, 3), "point": (1, 1)}
 STRIDES = {8: (2, 2, 2), 4: (2, 2, 1), 2: (2, 1, 1), 1: (1, 1, 1)}
@@ -78,7 +79,7 @@ class Generated(nn.Module):
         super().__init__()
         self.form, self.hidden = form, hidden
         self.count = sum(math.prod(shape) for shape in shapes(form, hidden))
-        self.norm = nn.LayerNorm(descriptor)
+        self.norm = LayerNorm(descriptor)
         self.first = Linear(descriptor, width)
         self.last = nn.Parameter(torch.empty(self.count, width))
         self.shared = nn.Parameter(torch.empty(self.count))
@@ -93,7 +94,7 @@ class Generated(nn.Module):
 
     def forward(self, descriptors: Tensor) -> list[Tensor]:
         """descriptors [L, d] -> the weights as `side_by_side` gives them."""
-        made = self.shared + F.gelu(self.first(self.norm(descriptors))) @ self.last.t()
+        made = self.shared + gelu(self.first(self.norm(descriptors))) @ self.last.t()
         found = []
         listed = shapes(self.form, self.hidden)
         parts = made.split([math.prod(shape) for shape in listed], dim=1)
@@ -138,7 +139,7 @@ def _layers(x: Tensor, weights: Sequence[Tensor], footprint: int, bands: int) ->
             x, padding = F.pad(x, (0, columns, 0, rows)), (0, 0)
         step = tuple(stride if size > 1 else 1 for size in kernel)
         x = F.conv2d(x, weight, bias, step, padding, groups=bands)
-        x = F.gelu(x) if layer < 2 else x
+        x = gelu(x) if layer < 2 else x
     return x
 
 
@@ -150,5 +151,5 @@ def _products(values: Tensor, weights: Sequence[Tensor]) -> Tensor:
         weight = weights[2 * layer].flatten(1).unflatten(0, (bands, -1))
         bias = weights[2 * layer + 1].view(bands, 1, -1)
         x = torch.baddbmm(bias, x, weight.transpose(1, 2))
-        x = F.gelu(x) if layer < 2 else x
+        x = gelu(x) if layer < 2 else x
     return x.transpose(0, 1)[:, None, None]

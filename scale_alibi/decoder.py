@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from frontier.models.layers import Block, gather_rows
 from frontier.models.linear import Linear
 from frontier.models.mae import normalise_patches
+from frontier.models.pointwise import LayerNorm
 from frontier.models.posembed import sincos_2d
 from frontier.models.vit import patchify
 from scale_alibi.layers import EPS
@@ -87,7 +88,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(
             Block(shape.width, shape.heads, 4 * shape.width, eps=EPS) for _ in range(shape.depth)
         )
-        self.norm = nn.LayerNorm(shape.width, eps=EPS)
+        self.norm = LayerNorm(shape.width, eps=EPS)
         self.values = {name: config.ratio(name) ** 2 * config.patch_values(name) for name in config.sensors}
         self.pred = Linear(shape.width, sum(self.values.values()))
         grid = config.grid(next(iter(config.sensors)))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from frontier.errors import UserError
 from frontier.models.linear import Linear
+from frontier.models.pointwise import LayerNorm, gelu
 from scale_alibi.geometry import patch_centres, sincos_at
 from scale_alibi.layers import EPS, Block, CrossBlock
 from scale_alibi.sizes import POWER, ScaleALiBiConfig
@@ -43,7 +44,7 @@ class Encoder(nn.Module):
         self.embed = Linear(config.patch_values(sensor), size.width)
         power, depth = POWER[config.position], config.sensors[sensor].depth
         self.blocks = nn.ModuleList(Block(size.width, size.heads, power, config.attention) for _ in range(depth))
-        self.norm = nn.LayerNorm(size.width, eps=EPS)
+        self.norm = LayerNorm(size.width, eps=EPS)
 
     def places(self, grid: int, gsd: Tensor) -> tuple[Tensor, Tensor]:
         """For images of `grid` patches a side at gsd [B, 2] metres a pixel: places [B, grid**2, 2] among this sensor's own tokens, and
@@ -91,7 +92,7 @@ class CrossEncoder(nn.Module):
         self.blocks = nn.ModuleList(
             CrossBlock(size.width, size.heads, power, config.attention) for _ in range(config.joint_depth)
         )
-        self.norm = nn.LayerNorm(size.width, eps=EPS)
+        self.norm = LayerNorm(size.width, eps=EPS)
 
     def forward(self, x: Tensor, context: Tensor, at: Tensor, context_at: Tensor) -> Tensor:
         """x [B, N, D] at [B, N, 2], context [B, M, D] at [B, M, 2] -> [B, N, D]."""
@@ -105,13 +106,13 @@ class Summary(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.norm = LayerNorm(width, eps=EPS)
         self.fc1 = Linear(width, 4 * width)
         self.fc2 = Linear(4 * width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] -> [B, D]."""
-        return self.fc2(F.gelu(self.fc1(self.norm(tokens.mean(1)))))
+        return self.fc2(gelu(self.fc1(self.norm(tokens.mean(1)))))
 
 
 class Projections(nn.Module):

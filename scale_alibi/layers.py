@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from frontier.models.attention import padded_attention
 from frontier.models.layers import MLP, TensorPlan
 from frontier.models.linear import Linear
+from frontier.models.pointwise import LayerNorm
 from scale_alibi import geometry
 from scale_alibi.attention import attend
 
@@ -101,15 +102,16 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, power: int, backend: str) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=EPS)
+        self.norm1 = LayerNorm(width, eps=EPS)
         self.attn = SelfAttention(width, heads, power, backend)
-        self.norm2 = nn.LayerNorm(width, eps=EPS)
+        self.norm2 = LayerNorm(width, eps=EPS)
         self.mlp = MLP(width, 4 * width)
 
     def forward(self, x: Tensor, at: Tensor) -> Tensor:
         """Tokens [B, N, D] at places [B, N, 2] -> [B, N, D]."""
-        x = x + self.attn(self.norm1(x), at)
-        return x + self.mlp(self.norm2(x))
+        x, normed = self.norm1.with_sum(x)
+        x, normed = self.norm2.with_sum(x, self.attn(normed, at))
+        return x + self.mlp(normed)
 
 
 class CrossBlock(nn.Module):
@@ -117,15 +119,16 @@ class CrossBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, power: int, backend: str) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=EPS)
+        self.norm1 = LayerNorm(width, eps=EPS)
         self.attn = SelfAttention(width, heads, power, backend)
-        self.norm_cross = nn.LayerNorm(width, eps=EPS)
+        self.norm_cross = LayerNorm(width, eps=EPS)
         self.cross = CrossAttention(width, heads, power, backend)
-        self.norm2 = nn.LayerNorm(width, eps=EPS)
+        self.norm2 = LayerNorm(width, eps=EPS)
         self.mlp = MLP(width, 4 * width)
 
     def forward(self, x: Tensor, context: Tensor, at: Tensor, context_at: Tensor) -> Tensor:
         """x [B, N, D] at [B, N, 2], context [B, M, D] at [B, M, 2] -> [B, N, D]."""
-        x = x + self.attn(self.norm1(x), at)
-        x = x + self.cross(self.norm_cross(x), self.norm_cross(context), at, context_at)
-        return x + self.mlp(self.norm2(x))
+        x, normed = self.norm1.with_sum(x)
+        x, normed = self.norm_cross.with_sum(x, self.attn(normed, at))
+        x, normed = self.norm2.with_sum(x, self.cross(normed, self.norm_cross(context), at, context_at))
+        return x + self.mlp(normed)

@@ -87,6 +87,7 @@ def _alone(visit: Visit) -> torch.device:
             raise UserError(f"rank {ranks.rank} on {visit.host}: {seen.lacks}")
         if device.type == "cpu":
             keep_freed_memory()  # as training does: without it every product pays for page faults
+            own.append(libraries.check_cpu_operators())
         site = environment.Site.here(device.type, torch.version.hip is not None)
         own += [*machine.check_devices(ranks, device), machine.check_cores(ranks, site)]
     own += environment.judge(os.environ, ranks, site)

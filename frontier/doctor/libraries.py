@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 import frontier
-from frontier.doctor.checks import Check, error, ok
+from frontier.doctor.checks import Check, error, ok, warning
 from frontier.doctor.storage import kind
+from frontier.models.cpu.build import COMPILER, SOURCE, SWITCH, unavailable
 
 PACKAGES = ("torch", "numpy", "h5py", "mpi4py", "deepspeed")
 NEEDED = ("torch", "numpy", "h5py")
@@ -73,6 +74,17 @@ def check_versions(found: Names) -> Check:
     return ok("versions", text + (f"; not installed: {', '.join(absent)}" if absent else ""), found["torch"])
 
 
+def check_cpu_operators() -> Check:
+    """Whether training on this CPU uses the operators of `frontier.models.cpu`; asked for the first time, it compiles them."""
+    why = unavailable()
+    if not why:
+        return ok("cpu_operators", "compiled for this processor", "compiled")
+    text = f"PyTorch's own are used: {why}"
+    if COMPILER in why or SOURCE.name in why:
+        return warning("cpu_operators", text, f"install {COMPILER}, or set {SWITCH}=0 to do without", "none")
+    return ok("cpu_operators", text, "none")
+
+
 def libraries(env: Mapping[str, str]) -> dict[str, Path | None]:
     """The files that HDF5, libfabric and the network plugin of NCCL (RCCL) would be loaded from, links resolved."""
     fabrics = sorted(map(str, Path("/opt/cray/libfabric").glob("*/lib64")), reverse=True)
@@ -89,9 +101,9 @@ def libraries(env: Mapping[str, str]) -> dict[str, Path | None]:
 
 
 def digest(folder: Path) -> str:
-    """Of the names and contents of all Python files below."""
+    """Of the names and contents of all source files below."""
     whole = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.cpp")]):
         with contextlib.suppress(OSError):  # what cannot be read makes the digest another one
             whole.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
     return whole.hexdigest()[:12]

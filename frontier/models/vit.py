@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from frontier.errors import UserError
 from frontier.models.layers import Block
 from frontier.models.linear import Linear
+from frontier.models.pointwise import LayerNorm
 from frontier.models.posembed import sincos_2d
 from frontier.models.presets import ViTShape, check_image_size
 
@@ -44,7 +45,7 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(
             Block(shape.width, shape.heads, shape.mlp_hidden, shape.mlp, eps) for _ in range(shape.depth)
         )
-        self.norm = nn.LayerNorm(shape.width, eps=eps)
+        self.norm = LayerNorm(shape.width, eps=eps)
 
     def initial_value(self, local_name: str, generator: torch.Generator) -> Tensor:
         """Tokens are drawn from N(0, 0.02**2), as in MAE."""

@@ -103,6 +103,11 @@ def shard(
         set_prefetch(cast(list[FSDPModule], wrapped), config.prefetch)
 
 
+def stands_alone(config: ParallelConfig, dims: ParallelDims) -> bool:
+    """Whether this rank is the only one and holds everything: nothing is wrapped then, and a bf16 policy is `WorkingCopies`'."""
+    return dims.world_size == 1 and config.strategy != "ddp" and not config.offload
+
+
 def set_prefetch(units: list[FSDPModule], depth: int) -> None:
     """Gather the weights of `depth` units ahead, in both passes; 0: each only when it is needed.
 
@@ -134,7 +139,7 @@ def parallelise(
         checkpoint_activations(units, config.activation_checkpointing)
     if config.compile:
         compile_units(units)
-    if mesh is not None:
+    if mesh is not None and not stands_alone(config, dims):
         shard(module, units, config, dims, mesh, device)
     materialise(module, device, torch.device("cpu") if config.offload else device, seed)
     if config.strategy == "ddp":

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from frontier.config.schema import ParallelConfig, TrainConfig
 from frontier.launch.mesh import ParallelDims
-from frontier.parallel.apply import parallelise, set_gradient_sync, unwrap
+from frontier.parallel.apply import parallelise, set_gradient_sync, stands_alone, unwrap
 from frontier.parallel.shares import Share
 from frontier.parallel.tensor import is_split, replicated_parameters
+from frontier.parallel.working_copies import WorkingCopies
 from frontier.train.optimizer import AdamW, local
 
 
@@ -88,6 +89,12 @@ class TorchEngine:
         self.model, self.tensor_group, self.replicas = parallelise(module, parallel, dims, device, seed)
         self.module = unwrap(self.model)
         self.optimizer = AdamW(dict(self.module.named_parameters()), train)
+        self.parameters = {
+            split: [p for p in self.module.parameters() if is_split(p) == split] for split in (False, True)
+        }
+        self.copies = None
+        if parallel.precision == "bf16" and stands_alone(parallel, dims):
+            self.copies = WorkingCopies(self.module, torch.bfloat16)
         self.autocast = (
             torch.autocast(device.type, torch.bfloat16)
             if parallel.precision == "bf16" and parallel.strategy == "ddp"
@@ -96,6 +103,8 @@ class TorchEngine:
 
     def forward(self, inputs: dict[str, Any], last: bool) -> dict[str, Tensor]:
         set_gradient_sync(self.model, last)
+        if self.copies is not None:
+            self.copies.install()
         with self.autocast:
             return self.model(**inputs)
 
@@ -107,6 +116,8 @@ class TorchEngine:
 
     @torch.no_grad()
     def update(self, values: Tensor, lr: float, norm_limit: float, loss_limit: float) -> Update:
+        if self.copies is not None:
+            self.copies.remove()
         if self.tensor_group is not None and self.dims.sequence_parallel:
             self._sum_replicated()
         world = self.dims.world_size
@@ -126,8 +137,8 @@ class TorchEngine:
     def _squares(self) -> Tensor:
         """This rank's part of the squared norm of all gradients, such that the sum over the world is that norm."""
         total = torch.zeros((), device=self.device)
-        for split in (False, True):
-            gradients = [local(p.grad) for p in self.module.parameters() if p.grad is not None and is_split(p) == split]
+        for split, parameters in self.parameters.items():
+            gradients = [local(p.grad) for p in parameters if p.grad is not None]
             if gradients:
                 copies = self.dims.replicate * (1 if split else self.dims.tensor)
                 squares = torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)).square().sum()

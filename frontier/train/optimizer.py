@@ -50,7 +50,8 @@ class AdamW:
 
     def __init__(self, named: dict[str, nn.Parameter], config: TrainConfig) -> None:
         self.named, self.betas = named, config.betas
-        self.decay = {name: config.weight_decay if p.ndim > 1 else 0.0 for name, p in named.items()}
+        decay = {name: config.weight_decay if p.ndim > 1 else 0.0 for name, p in named.items()}
+        self.groups = {d: [n for n in named if decay[n] == d] for d in sorted(set(decay.values()))}
         with torch.no_grad():
             self.exp_avg = {name: torch.zeros_like(local(p)) for name, p in named.items()}
             self.exp_avg_sq = {name: torch.zeros_like(local(p)) for name, p in named.items()}
@@ -59,12 +60,11 @@ class AdamW:
     @torch.no_grad()
     def step(self, lr: float, divide: Tensor, skip: Tensor) -> None:
         """One update with gradients divided by `divide`; none at all where `skip` is 1. Both are float32 scalars."""
-        for decay in sorted(set(self.decay.values())):
-            own = {n: p for n, p in self.named.items() if self.decay[n] == decay}
-            names = [n for n, p in own.items() if p.grad is not None]
+        for decay, group in self.groups.items():
+            names = [n for n in group if self.named[n].grad is not None]
             adamw(
-                [local(own[n]) for n in names],
-                [local(p.grad) for p in own.values() if p.grad is not None],
+                [local(self.named[n]) for n in names],
+                [local(g) for n in names if (g := self.named[n].grad) is not None],
                 [self.exp_avg[n] for n in names],
                 [self.exp_avg_sq[n] for n in names],
                 [],

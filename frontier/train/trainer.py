@@ -22,8 +22,10 @@ from frontier.data.stage import stage_root
 from frontier.energy.job import JobEnergy
 from frontier.errors import EXIT_OK, EXIT_REQUEUE, RankError, UserError
 from frontier.launch.doctor import examine, lines
+from frontier.launch.host_memory import settle_objects
 from frontier.launch.job import Job, current_job
 from frontier.launch.ranks import Ranks
+from frontier.models.cpu.build import unavailable
 from frontier.models.peers import ComparesSamples
 from frontier.parallel.engine import Engine, TorchEngine, Update
 from frontier.parallel.peers import DataRanks
@@ -191,6 +193,7 @@ def _facts(plan: RunPlan, ranks: Ranks, device: torch.device, resumed: int | Non
         "device": device_name(device),
         "device_type": device.type,
         "threads": torch.get_num_threads(),
+        "cpu_operators": (unavailable() or "compiled") if device.type == "cpu" else None,
         "launcher": ranks.source,
         "world_size": ranks.world_size,
         "nodes": ranks.nodes,
@@ -290,6 +293,7 @@ def train(
         batches = loader.batches(step)
         before = time.perf_counter()
         energy.start()
+        settle_objects()
         startup.mark("ready")
         while step < plan.steps and not stopped:
             lr = plan.schedule.lr(step)
