@@ -112,7 +112,14 @@ def test_column_sums(dtype: torch.dtype, rows: int, width: int) -> None:
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(
     ("batch", "tokens", "heads", "dim", "first_query"),
-    [(5, 17, 3, 64, 0), (2, 65, 3, 32, 17), (1, 1, 1, 16, 0), (2, 16, 2, 80, 15), (1, 197, 2, 64, 0), (3, 33, 1, 48, 1)],
+    [
+        (5, 17, 3, 64, 0),
+        (2, 65, 3, 32, 17),
+        (1, 1, 1, 16, 0),
+        (2, 16, 2, 80, 15),
+        (1, 197, 2, 64, 0),
+        (3, 33, 1, 48, 1),
+    ],
 )
 def test_attention(dtype: torch.dtype, batch: int, tokens: int, heads: int, dim: int, first_query: int) -> None:
     qkv = drawn(batch, tokens, heads, 3, dim, dtype=dtype)
@@ -129,7 +136,9 @@ def test_attention_of_extreme_scores() -> None:
     assert torch.allclose(self_attention(qkv), exact_attention(qkv.double(), 0).float(), rtol=1e-4, atol=1e-3)
     qkv[0, 3, 0, 1, 5] = float("nan")
     out = self_attention(qkv)
-    assert bool(out[0, :, :32].isnan().all()) and bool(out[1].isfinite().all()) and bool(out[0, :, 32:].isfinite().all())
+    assert (
+        bool(out[0, :, :32].isnan().all()) and bool(out[1].isfinite().all()) and bool(out[0, :, 32:].isfinite().all())
+    )
 
 
 @needs_library
@@ -151,7 +160,9 @@ def test_no_chance_in_the_results() -> None:
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    by_row = [place for place in range(len(first)) if place not in (3, 6)]  # gradients of weights and sums of columns meet
+    by_row = [
+        place for place in range(len(first)) if place not in (3, 6)
+    ]  # gradients of weights and sums of columns meet
     assert all(torch.equal(first[place], single[place]) for place in by_row)
 
 

@@ -97,6 +97,7 @@ def compiled() -> Path:
         command = [COMPILER, *FLAGS, "-o", str(made), str(SOURCE)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         if done.returncode != 0:
-            raise subprocess.SubprocessError(f"{COMPILER} ended with {done.returncode}: {done.stderr.strip()}")
+            said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
+            raise subprocess.SubprocessError(f"{COMPILER} ended with {done.returncode}: {said}")
         os.replace(made, path)  # whole or not at all: other ranks may be at it too
     return path
