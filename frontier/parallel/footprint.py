@@ -11,6 +11,8 @@ cut), c bytes a weight in computation, S ranks a shard group:
 * backward pass: P'c for the weights and P'c for each unit gathered ahead; the buffer goes with the copy;
 * reduction: its gradient, Pc, and the float32 buffer of the reduce-scatter, 4P', which stays through the next unit's backward pass;
 * between steps of accumulation: gradients are not reduced, so the whole model's lie on every rank, 4P each.
+
+One rank alone is not wrapped: `_one_rank`.
 """
 
 from __future__ import annotations
@@ -166,6 +168,8 @@ def walk(
         ledger.add("gathered", float(count(everything) * width) if width != _FP32 else 0.0)
         for phase in phases:
             ledger.note(phase.peak)
+    elif dims.world_size == 1 and not on_host:
+        _one_rank(ledger, phases, units, root, width, accumulation)
     else:
         _fsdp(ledger, phases, units, root, dims, width, prefetch, accumulation, bool(on_host))
     order = ("parameters", "gradients", "optimizer", "gathered", "buffers", "activations")
@@ -187,7 +191,9 @@ def _fsdp(
     offload: bool,
 ) -> None:
     shard = dims.shard
-    alone = dims.replicate * shard == 1  # nothing is shared: one group of parameters, the root
+    alone = (
+        dims.replicate * shard == 1
+    )  # nothing is shared (tensor parallelism, offload): one group of parameters, the root
     groups: dict[int, Shapes] = {ROOT: root, **dict(enumerate(units))}
     if alone:
         groups = {ROOT: [shape for shapes in groups.values() for shape in shapes]}
@@ -236,6 +242,29 @@ def _fsdp(
             if not offload:
                 ledger.add("gradients", sizes[unit] / shard * _FP32)
             ledger.note(phase.start - count(groups[unit]) * width + collected)
+
+
+def _one_rank(
+    ledger: _Ledger, phases: Sequence[Phase], units: Sequence[Shapes], root: Shapes, width: int, accumulation: int
+) -> None:
+    """Nothing is wrapped; in bf16 working copies stand in for the parameters (`frontier.parallel.working_copies`)."""
+    sizes = {ROOT: float(count(root)), **{number: float(count(unit)) for number, unit in enumerate(units)}}
+    everything, cast, collected = sum(sizes.values()), width != _FP32, 0.0
+    if cast:
+        ledger.add("gathered", everything * width)
+    if accumulation > 1:
+        ledger.add("gradients", everything * _FP32)
+    for phase in phases:
+        ledger.note(phase.peak)
+        if phase.kind == "reduce" and (cast or accumulation == 1):
+            if cast and phase.unit == ROOT:  # all are there: they become float32 together
+                ledger.note(phase.start, everything * _FP32)
+            collected += sizes[phase.unit] * width
+            ledger.add("gradients", sizes[phase.unit] * width)
+    if cast:
+        ledger.add("gradients", -collected)
+        if accumulation == 1:
+            ledger.add("gradients", everything * _FP32)
 
 
 def _deepspeed(

@@ -51,9 +51,11 @@ LOW = [
 
 
 def gentle_config(run_dir: Path, data: Path) -> dict[str, Any]:
-    """Smaller steps than the matrix makes: AdamW brings any gradient to the size of the learning rate, at first what is rounding too."""
+    """Smaller steps than the matrix makes, the first ones most of all: AdamW brings any gradient to the size of the learning rate,
+    at first what is rounding too (a bias of the tokenizer has one of 3e-8 in the first step, of 1e-3 in the second).
+    """
     config = small_config(run_dir, data)
-    config["train"]["base_lr"] = 8e-3
+    config["train"] |= {"base_lr": 3e-3, "warmup_steps": STEPS}
     config["model"]["latents_start"] = "places"  # every parallelism makes its own part of these
     return config
 

@@ -89,8 +89,16 @@ def test_walk_by_hand() -> None:
     assert walked("full_shard", 4, accumulation=2)["peak"] == states + 328 + 2 * 128 + 16 + 68 * 4
     # Each of 16 ranks holds a row of 8, half of them padding; the root's 4 numbers take 16.
     assert walked("full_shard", 16)["parameters"] == (16 * 4 * 2 + 16) / 16 * 4
-    # Nothing shared: the gradient of unit 1 waits for that of unit 0, then the buffer of the reduction takes them all.
-    assert walked("full_shard", 1)["gradients"] >= 2 * 128
+    # One rank: no copies of anything. The peak is the backward pass of unit 0, where the gradient of unit 1 lies.
+    alone = 3 * (64 + 4) * 4
+    assert walked("full_shard", 1)["peak"] == alone + 228 + 128
+    assert walked("full_shard", 1)["gradients"] == 68 * 4 and walked("full_shard", 1)["gathered"] == 0
+    # In the second micro-batch the gradients of the first are there.
+    assert walked("full_shard", 1, accumulation=2)["peak"] == alone + 328 + 68 * 4
+    # bf16: working copies; gradients gather in bf16, at the end beside their float32 form, with the root's 16 in the phase itself.
+    mixed = walk(STEP, UNITS, [(4,)], ParallelDims.from_strategy("full_shard", 1), "bf16")[0]
+    assert mixed["gathered"] == 68 * 2 and mixed["gradients"] == 68 * 4
+    assert mixed["peak"] == alone + 68 * 2 + max(328, 228 + 64, 16 + 2 * 64 + 68 * 4)
     assert walked("ddp", 4)["peak"] == 4 * 68 * 4 + 328
 
 

@@ -69,14 +69,14 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, reason
 
 
-def _openmp() -> str:
-    """The libgomp that this process has loaded; empty if none, or if there are several."""
+def _openmp() -> bool:
+    """Whether this process has loaded libgomp.so.1, once: PyTorch's. Copies under other names, as scikit-learn brings one, do not
+    matter: the linker goes by this name."""
     try:
         with open("/proc/self/maps") as maps:
-            paths = {line.split()[-1] for line in maps if "libgomp" in line}
+            return len({path for line in maps if (path := line.split()[-1]).endswith("/libgomp.so.1")}) == 1
     except OSError:
-        return ""
-    return paths.pop() if len(paths) == 1 else ""
+        return False
 
 
 def compiled() -> Path:
