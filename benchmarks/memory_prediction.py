@@ -169,14 +169,13 @@ def step_peak(case: Any) -> float:
     times = case.accumulation
     train = TrainConfig(steps=1, global_batch=IMAGES * times * case.dims.data_ranks)
     images = torch.randn(IMAGES, 3, 224, 224)
-    members = torch.tensor([[0, i] for i in range(IMAGES)])
     peaks = []
     with live_bytes_mode() as live:
         engine = TorchEngine(case.model, case.parallel, train, case.dims, torch.device("cpu"), 0)
         for _ in range(3):
             live.reset()
             for number in range(times):
-                inputs = case.inputs(engine.module, images, members, 0)
+                inputs = {"images": images, "noise": torch.rand(IMAGES, engine.module.config.patches)}
                 loss = engine.forward(inputs, last=number + 1 == times)["loss"]
                 engine.backward(loss, times)
                 loss = loss.detach()
