@@ -27,7 +27,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "models")
 
 CATEGORIES = {
     "attention": ("cpu_attention", "scaled_dot", "flash", "efficient", "bmm", "baddbmm", "softmax"),
-    "matrix products": ("mm", "addmm", "linear_pointwise", "product", "convolution", "mkldnn_convolution"),
+    "matrix products": (
+        "mm",
+        "addmm",
+        "linear_pointwise",
+        "product",
+        "cpu_by_weights",
+        "cpu_weight_gradient",
+        "convolution",
+        "mkldnn_convolution",
+    ),
+    "matrix products with GELU or its derivative": ("cpu_linear_gelu", "cpu_scale_by_weights"),
     "norms": ("cpu_norm", "layer_norm", "native_layer_norm"),
     "GELU": ("cpu_gelu", "cpu_multiply", "gelu"),
     "optimizer and clipping": ("fused_adam", "foreach", "linalg_vector_norm"),

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frontier.models.attention import self_attention
+from frontier.models.attention import KERNEL_MAX_TOKENS, self_attention
+from frontier.models.block_function import BlockFunction, MLPFunction, fits
+from frontier.models.cpu.operators import LANES
 from frontier.models.linear import Linear
 from frontier.models.pointwise import LayerNorm, gelu
 from frontier.models.presets import MLPKind
@@ -51,10 +53,15 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """fc2(gelu(fc1(x))), or, gated, fc2(silu(gate(x)) * fc1(x)) (SwiGLU, arXiv 2002.05202). The GELU is exact."""
+    """fc2(gelu(fc1(x))), or, gated, fc2(silu(gate(x)) * fc1(x)) (SwiGLU, arXiv 2002.05202). The GELU is exact.
+
+    Attributes:
+        as_one: whether both layers may run as one function; not where results of single operators are kept (selective checkpointing).
+    """
 
     def __init__(self, width: int, hidden: int, kind: MLPKind = "plain") -> None:
         super().__init__()
+        self.as_one = True
         self.tensor_plan = TensorPlan(("fc1", "gate"), ("fc2",), {"hidden units": hidden})
         self.fc1 = Linear(width, hidden)
         self.gate = Linear(width, hidden) if kind == "gated" else None
@@ -62,6 +69,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate is None:
+            if self.as_one and fits((self.fc1, self.fc2), x):
+                fc1, fc2 = self.fc1, self.fc2
+                out = MLPFunction.apply(x.flatten(0, -2), fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+                return out.unflatten(0, x.shape[:-1])
             return self.fc2(gelu(self.fc1(x)))
         return self.fc2(F.silu(self.gate(x)) * self.fc1(x))
 
@@ -80,9 +91,25 @@ class Block(nn.Module):
         """[B, N, D] -> [B, N - first_query, D]: with `first_query` the leading tokens are keys and values
         only.
         """
+        if self.runs_as_one(x):
+            attn, mlp = self.attn, self.mlp
+            layers = self.norm1, attn.qkv, attn.proj, self.norm2, mlp.fc1, mlp.fc2
+            parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
+            heads, epsilons = attn.qkv.out_features // (3 * attn.head_dim), (self.norm1.eps, self.norm2.eps)
+            return BlockFunction.apply(x, heads, first_query, epsilons, *parameters)
         x, normed = self.norm1.with_sum(x)
         x, normed = self.norm2.with_sum(x[:, first_query:], self.attn(normed, first_query))
         return x + self.mlp(normed)
+
+    def runs_as_one(self, x: Tensor) -> bool:
+        attn, mlp = self.attn, self.mlp
+        return (
+            mlp.gate is None
+            and mlp.as_one
+            and x.shape[1] <= KERNEL_MAX_TOKENS
+            and attn.head_dim % LANES == 0
+            and fits((self.norm1, self.norm2, attn, attn.qkv, attn.proj, mlp, mlp.fc1, mlp.fc2), x)
+        )
 
 
 def gather_rows(x: Tensor, ids: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from frontier.config.schema import ParallelConfig
 from frontier.launch.mesh import ParallelDims
 from frontier.models.attention import SAVED_OPERATORS
+from frontier.models.layers import MLP
 from frontier.parallel.materialise import materialise
 from frontier.parallel.tensor import tensor_parallel
 
@@ -42,7 +43,7 @@ class ShardUnits(Protocol):
 
 SAVED_WHEN_SELECTIVE = (
     "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear",
-    "mkldnn::_linear_pointwise", "frontier::product",
+    "mkldnn::_linear_pointwise", "frontier::product", "frontier::cpu_by_weights",
     "aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_efficient_attention",
     "aten::_scaled_dot_product_cudnn_attention", "aten::_scaled_dot_product_flash_attention_for_cpu",
     "_c10d_functional::all_gather_into_tensor", "_c10d_functional::reduce_scatter_tensor", "_c10d_functional::all_reduce",
@@ -67,6 +68,9 @@ def checkpoint_activations(units: list[nn.Module], kind: str) -> None:
     """
     more: Any = {"context_fn": _selective_contexts} if kind == "selective" else {}
     for unit in units:
+        for part in unit.modules():
+            if isinstance(part, MLP):
+                part.as_one = kind == "full"
         unit.forward = partial(checkpoint, unit.forward, use_reentrant=False, **more)
 
 

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from frontier.models import linear
 from frontier.models.attention import KernelAttention, ProductAttention, fused_on_meta, self_attention
 from frontier.models.cpu import build
-from frontier.models.cpu.operators import suits
-from frontier.models.layers import Block
-from frontier.models.linear import column_sums
+from frontier.models.cpu.operators import multiplies, suits
+from frontier.models.layers import MLP, Block
+from frontier.models.linear import Linear, column_sums, parameter_gradients, times
 from frontier.models.pointwise import GELU, LayerNorm, SumNorm, gelu
 
 needs_library = pytest.mark.skipif(bool(build.unavailable()), reason=f"no CPU operators: {build.unavailable()}")
@@ -106,6 +107,130 @@ def test_gelu_over_its_range(dtype: torch.dtype) -> None:
 def test_column_sums(dtype: torch.dtype, rows: int, width: int) -> None:
     x = drawn(rows, width, dtype=dtype)
     close([column_sums(x)], [x.double().sum(0)], dtype)
+
+
+def needs_products(dtype: torch.dtype) -> None:
+    """Skip where PyTorch's products are the faster ones (AMX, Intel in float32) or the processor lacks bfloat16's."""
+    if dtype not in linear.ONEDNN_TYPES or not multiplies("cpu", 64, 64, torch.ones(1, 64, dtype=dtype)):
+        pytest.skip("PyTorch's own products are used here")
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    ("rows", "k", "m"), [(1, 32, 32), (7, 96, 192), (385, 192, 96), (1030, 64, 160), (16, 800, 32), (130, 288, 96)]
+)
+def test_products(dtype: torch.dtype, rows: int, k: int, m: int) -> None:
+    """All three products of a linear layer and the sums of a bias, blocks and tiles filled and not."""
+    needs_products(dtype)
+    x, w, b = drawn(rows, k, dtype=dtype), drawn(m, k, dtype=dtype, seed=1), drawn(m, dtype=dtype, seed=2)
+    more, grad = drawn(rows, m, dtype=dtype, seed=3), drawn(rows, m, dtype=dtype, seed=4)
+    ops, exact = torch.ops.frontier, F.linear(x.double(), w.double())
+    made = ops.cpu_by_weights(x, w, False, b, None)
+    close([ops.cpu_by_weights(x, w, False, None, None), made], [exact, exact + b.double()], dtype)
+    assert torch.equal(ops.cpu_by_weights(x, w, False, b, more), made + more), "added to what was rounded"
+    close([ops.cpu_by_weights(grad, w, True, None, None)], [grad.double() @ w.double()], dtype)
+    gradients = ops.cpu_weight_gradient(grad, x, True)
+    close(list(gradients), [grad.double().t() @ x.double(), grad.double().sum(0)], dtype)
+    assert torch.equal(ops.cpu_weight_gradient(grad, x, False)[0], gradients[0])
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", TYPES)
+def test_what_follows_a_product(dtype: torch.dtype) -> None:
+    """GELU, its derivative and a multiplication within the product give the bits of the operators one after the other."""
+    needs_products(dtype)
+    ops, x, w, b = torch.ops.frontier, drawn(77, 96, dtype=dtype), drawn(160, 96, dtype=dtype), drawn(160, dtype=dtype)
+    y, slopes = ops.cpu_gelu(ops.cpu_by_weights(x, w, False, b, None), True)
+    assert all(torch.equal(a, c) for a, c in zip(ops.cpu_linear_gelu(x, w, b), (y, slopes), strict=True))
+    again = ops.cpu_by_weights(x, w, False, b, None)
+    assert torch.equal(ops.cpu_gelu_(again), y) and torch.equal(again, slopes)
+    grad = drawn(77, 32, dtype=dtype)
+    by = drawn(32, 160, dtype=dtype, seed=5)
+    wanted, other = ops.cpu_multiply(times(grad, by), slopes), slopes.clone()
+    ops.cpu_scale_by_weights_(grad, by, other)
+    ops.cpu_multiply_(times(grad, by), slopes)
+    assert torch.equal(other, wanted) and torch.equal(slopes, wanted)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", TYPES)
+def test_products_of_any_number_of_threads(dtype: torch.dtype) -> None:
+    needs_products(dtype)
+    x, grad, w = drawn(501, 96, dtype=dtype), drawn(501, 224, dtype=dtype), drawn(224, 96, dtype=dtype)
+    threads, made = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 4, 7):
+            torch.set_num_threads(count)
+            both = parameter_gradients(grad, x, True, True)
+            made.append([*both, times(grad, w), torch.ops.frontier.cpu_by_weights(x, w, False, None, None)])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in made[1:] for a, b in zip(made[0], other, strict=True))
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("hidden", [128, 112])
+def test_blocks_as_one_function(dtype: torch.dtype, hidden: int) -> None:
+    """To the bits of their modules: a hook, another forward or the switch bring these back; frozen weights have no gradients."""
+
+    def run(change: Callable[[Block], object], first_query: int) -> tuple[str, list[Tensor]]:
+        torch.manual_seed(0)
+        block = Block(64, 2, hidden).to(dtype)
+        change(block)
+        x = drawn(3, 17, 64, dtype=dtype, seed=4).requires_grad_()
+        out = block(x, first_query)
+        (out.float() * drawn(*out.shape, seed=5)).sum().backward()
+        assert [p.grad is None for p in block.parameters()] == [not p.requires_grad for p in block.parameters()]
+        return type(out.grad_fn).__name__, [out, x.grad, *(p.grad for p in block.parameters() if p.grad is not None)]
+
+    def no_change(block: Block) -> None:
+        pass
+
+    def as_modules(block: Block) -> None:
+        block.mlp.as_one = False
+
+    ways: list[Callable[[Block], object]] = [
+        as_modules,
+        lambda block: block.attn.proj.register_forward_hook(lambda *_: None),
+        lambda block: block.norm2.register_full_backward_hook(lambda *_: None),
+        lambda block: setattr(block.mlp.fc1, "forward", block.mlp.fc1.forward),
+    ]
+    for first_query in (0, 5):
+        name, wanted = run(no_change, first_query)
+        assert name == "BlockFunctionBackward"
+        for change in ways:
+            other, made = run(change, first_query)
+            assert other != "BlockFunctionBackward" and len(made) == 14
+            assert all(torch.equal(a, b) for a, b in zip(made, wanted, strict=True))
+
+        def freeze(block: Block) -> None:
+            for place, p in enumerate(block.parameters()):
+                p.requires_grad_(place % 3 == 0)
+
+        some = run(freeze, first_query)[1]
+        close(some, [t.double() for t in wanted[:2] + wanted[2::3]], dtype)  # sums of columns alone go another way
+
+
+@needs_library
+def test_a_graph_of_one_function_is_walked_once() -> None:
+    for module in (Block(64, 2, 128), MLP(64, 128)):
+        out = module(drawn(2, 17, 64).requires_grad_()).sum()
+        out.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.backward()
+
+
+@needs_library
+def test_mlp_as_one_function() -> None:
+    mlp, x = MLP(96, 160), drawn(5, 3, 96).requires_grad_()
+    made = gradients(lambda x: mlp(x), x)
+    assert type(mlp(x).grad_fn).__name__ == "ViewBackward0" and type(mlp.fc1) is Linear
+    exact = F.linear(F.gelu(F.linear(x.double(), *(p.double() for p in (mlp.fc1.weight, mlp.fc1.bias)))), *(p.double() for p in (mlp.fc2.weight, mlp.fc2.bias)))  # fmt: skip
+    close(made[:1], [exact.detach()], torch.float32)
+    with torch.no_grad():
+        assert torch.allclose(mlp(x), exact.float(), atol=1e-6)
 
 
 @needs_library

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from frontier.models.attention import ProductAttention, attention_padding, padded_attention, self_attention
 from frontier.models.init import clean_name, initial_buffer, initial_value, initialise, parameter_generator
-from frontier.models.linear import HAS_ONEDNN, Linear, OneDNNLinear
+from frontier.models.linear import HAS_ONEDNN, Linear, LinearFunction
 from frontier.models.mae import MAE, MAEConfig
 from frontier.models.posembed import sincos_2d
 
@@ -81,15 +81,15 @@ def test_onednn_linear_against_float64(sizes: tuple[int, int], monkeypatch: pyte
         assert mine.grad is not None
         torch.testing.assert_close(mine.grad.double(), theirs.grad, atol=1e-5, rtol=1e-5)
     assert isinstance(layer(x).grad_fn, torch.autograd.function.BackwardCFunction)
-    assert OneDNNLinear.__name__ in type(layer(x).grad_fn).__name__
+    assert LinearFunction.__name__ in type(layer(x).grad_fn).__name__
 
 
 @pytest.mark.skipif(not HAS_ONEDNN, reason="needs a processor with AVX-512")
 def test_products_of_a_type_that_is_not_onednns(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = Linear(12, 20), torch.randn(4, 12)
     monkeypatch.setattr("frontier.models.linear.ONEDNN_TYPES", (torch.bfloat16,))
-    assert OneDNNLinear.__name__ not in type(layer(x).grad_fn).__name__
-    assert OneDNNLinear.__name__ in type(layer.bfloat16()(x.bfloat16()).grad_fn).__name__
+    assert LinearFunction.__name__ not in type(layer(x).grad_fn).__name__
+    assert LinearFunction.__name__ in type(layer.bfloat16()(x.bfloat16()).grad_fn).__name__
 
 
 def test_linear_layer_of_no_rows() -> None:

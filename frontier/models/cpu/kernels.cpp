@@ -1,9 +1,9 @@
-// Layer norm, exact GELU and short-sequence self-attention for CPUs with AVX-512, float32 and bfloat16.
+// Layer norm, exact GELU, short-sequence self-attention and the products of linear layers for CPUs with AVX-512, float32 and bfloat16.
 //
 // Every function takes raw pointers and returns nothing. Arithmetic is float32 whatever the type of the tensors. A result does not
 // depend on chance: threads take fixed ranges of rows, and sums over threads are added in the order of the threads.
 //
-// Callers hold (kernels.py): arrays are dense, widths and head dims are multiples of LANES where stated.
+// Callers hold (operators.py): arrays are dense, widths and head dims are multiples of LANES where stated.
 
 #include <algorithm>
 #include <cmath>
@@ -342,6 +342,238 @@ template <typename T> void column_sums(int64_t rows, int64_t width, const T *x, 
     }
 }
 
+// ------------------------------------------------------------------------------------------------------------ weight gradients
+
+// A tile of the result is TILE_ROWS x TILE_COLUMNS: 24 registers of sums. Of the long dimension a block of DEPTH entries is packed at a
+// time, so that a panel of TILE_COLUMNS stays in the first cache and all panels in the second. An entry is one row of float32, or two
+// rows of bfloat16 side by side, as the processor's dot product takes them.
+constexpr int TILE_ROWS = 8, TILE_REGISTERS = 3, TILE_COLUMNS = TILE_REGISTERS * LANES, DEPTH = 192;
+template <typename T> constexpr int rows_an_entry = 4 / sizeof(T);
+
+inline Floats multiply_add(Floats sum, Floats a, Floats b, const float *) { return sum + a * b; }
+#ifdef __AVX512BF16__
+inline Floats multiply_add(Floats sum, Floats a, Floats b, const bfloat16 *) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#endif
+
+// c [TILE_ROWS, TILE_COLUMNS] += a^T b of entries a [depth, TILE_ROWS], b [depth, TILE_COLUMNS].
+template <typename T> void add_tile(int64_t depth, const float *a, const float *b, float *c) {
+    Floats total[TILE_ROWS][TILE_REGISTERS];
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++)
+#pragma GCC unroll 16
+        for (int v = 0; v < TILE_REGISTERS; v++) total[r][v] = Floats{};
+    for (int64_t p = 0; p < depth; p++) {
+        Floats bs[TILE_REGISTERS];
+#pragma GCC unroll 16
+        for (int v = 0; v < TILE_REGISTERS; v++) bs[v] = load(b + p * TILE_COLUMNS + v * LANES);
+#pragma GCC unroll 16
+        for (int r = 0; r < TILE_ROWS; r++) {
+            Floats factor = (Floats)_mm512_set1_ps(a[p * TILE_ROWS + r]);
+#pragma GCC unroll 16
+            for (int v = 0; v < TILE_REGISTERS; v++) total[r][v] = multiply_add(total[r][v], factor, bs[v], static_cast<const T *>(nullptr));
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++)
+#pragma GCC unroll 16
+        for (int v = 0; v < TILE_REGISTERS; v++) {
+            float *at = c + r * TILE_COLUMNS + v * LANES;
+            store(at, load(at) + total[r][v]);
+        }
+}
+
+// LANES columns of one entry, and their sum over its rows.
+inline Words entry(const float *x, int64_t, bool, Floats &sum) {
+    sum = load(x);
+    return (Words)sum;
+}
+
+inline Words entry(const bfloat16 *x, int64_t stride, bool both, Floats &sum) {
+    Floats first = load(x), second = both ? load(x + stride) : Floats{};
+    sum = first + second;
+    return ((Words)first >> 16) | (Words)second;
+}
+
+// Panels of WIDTH columns [panel][DEPTH][WIDTH] of COUNT * LANES columns of rows x; sums, where asked, gets the sums of columns added.
+template <int WIDTH, int COUNT, typename T> void pack_columns(int64_t rows, int64_t from, const T *x, int64_t stride, float *to, float *sums) {
+    constexpr int STEP = rows_an_entry<T>, AHEAD = 8;
+    Floats total[COUNT] = {}, sum;
+    for (int64_t p = 0; p * STEP < rows; p++) {
+        const T *row = x + p * STEP * stride + from;
+#pragma GCC unroll 16
+        for (int g = 0; g < COUNT; g++) {
+            if (g % (LANES / 8 * STEP) == 0)
+                for (int r = 0; r < STEP; r++) __builtin_prefetch(row + (AHEAD * STEP + r) * stride + g * LANES);
+            Words packed = entry(row + g * LANES, stride, p * STEP + 1 < rows, sum);
+            total[g] += sum;
+            int64_t c = from + g * LANES;
+            if constexpr (WIDTH < LANES) {
+                std::memcpy(to + (c / WIDTH * DEPTH + p) * WIDTH, &packed, WIDTH * 4);
+                std::memcpy(to + ((c / WIDTH + 1) * DEPTH + p) * WIDTH, reinterpret_cast<const char *>(&packed) + WIDTH * 4, WIDTH * 4);
+            } else {
+                std::memcpy(to + (c / WIDTH * DEPTH + p) * WIDTH + c % WIDTH, &packed, LANES * 4);
+            }
+        }
+    }
+    for (int g = 0; sums && g < COUNT; g++) store(sums + from + g * LANES, load(sums + from + g * LANES) + total[g]);
+}
+
+// The same of all columns, a cache line or more of each row at a time.
+template <int WIDTH, typename T> void pack_panels(int64_t rows, int64_t columns, const T *x, int64_t stride, float *to, float *sums) {
+    constexpr int COUNT = 4;
+    int64_t c = 0;
+    for (; c + COUNT * LANES <= columns; c += COUNT * LANES) pack_columns<WIDTH, COUNT>(rows, c, x, stride, to, sums);
+    for (; c < columns; c += LANES) pack_columns<WIDTH, 1>(rows, c, x, stride, to, sums);
+}
+
+// to [m, k] = grad^T x of grad [rows, m], x [rows, k], and, unless null, sums [m] = the sums of grad's columns. m and k are multiples of
+// LANES. Each thread makes a part of the result of its own, so the sums are those of one thread.
+template <typename T> void weight_gradient(int64_t rows, int64_t m, int64_t k, const T *grad, const T *x, T *to, T *to_sums, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t team = omp_get_num_threads(), me = omp_get_thread_num(), high = 1;  // high x team / high parts: as little to pack as can be
+        for (int64_t h = 2; h <= team; h++)
+            if (team % h == 0 && m / h + k * h / team < m / high + k * high / team) high = h;
+        int64_t wide = team / high, i = me / wide, j = me % wide, panels = (k + TILE_COLUMNS - 1) / TILE_COLUMNS;
+        int64_t top = m / LANES * i / high * LANES, height = m / LANES * (i + 1) / high * LANES - top;
+        int64_t left = panels * j / wide * TILE_COLUMNS, width = std::min(k, panels * (j + 1) / wide * TILE_COLUMNS) - left;
+        int64_t strips = height / TILE_ROWS;
+        panels = width > 0 ? (width + TILE_COLUMNS - 1) / TILE_COLUMNS : 0;
+
+        static thread_local std::vector<float> scratch;  // kept: its pages would be new ones each time
+        int64_t of_c = strips * panels * TILE_ROWS * TILE_COLUMNS, of_a = height * DEPTH, of_b = panels * TILE_COLUMNS * DEPTH;
+        scratch.assign(of_c + of_a + of_b + height, 0.0f);
+        float *c = scratch.data(), *a = c + of_c, *b = a + of_a, *sums = b + of_b;
+        bool adds = to_sums && j == wide - 1;  // who has a panel, however few there are
+        constexpr int64_t BLOCK = int64_t(DEPTH) * rows_an_entry<T>;
+        for (int64_t n = 0; n < rows && panels * strips > 0; n += BLOCK) {
+            int64_t count = std::min(BLOCK, rows - n), depth = (count + rows_an_entry<T> - 1) / rows_an_entry<T>;
+            pack_panels<TILE_ROWS>(count, height, grad + n * m + top, m, a, adds ? sums : nullptr);
+            pack_panels<TILE_COLUMNS>(count, width, x + n * k + left, k, b, nullptr);
+            for (int64_t q = 0; q < panels; q++)
+                for (int64_t s = 0; s < strips; s++)
+                    add_tile<T>(depth, a + s * DEPTH * TILE_ROWS, b + q * DEPTH * TILE_COLUMNS, c + (q * strips + s) * TILE_ROWS * TILE_COLUMNS);
+        }
+        for (int64_t r = 0; r < height; r++)
+            for (int64_t v = 0; v < width; v += LANES) {
+                const float *tile = c + (v / TILE_COLUMNS * strips + r / TILE_ROWS) * TILE_ROWS * TILE_COLUMNS;
+                store(to + (top + r) * k + left + v, load(tile + r % TILE_ROWS * TILE_COLUMNS + v % TILE_COLUMNS));
+            }
+        for (int64_t v = 0; adds && v < height; v += LANES) store(to_sums + top + v, load(sums + v));
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------ products by weights
+
+// What follows a product in the same pass, by value: y is as rounded to its type, so that these are the operators one after the other.
+enum Following : int64_t {
+    NOTHING,   // out = y
+    ADDING,    // out = y + other
+    GELU,      // out = gelu(y), other = its derivative there
+    SCALING,   // other = y * other; no out
+};
+
+template <typename T> inline Floats rounded(Floats x) {
+    T memory[LANES];
+    store(memory, x);
+    return load(memory);
+}
+
+template <typename T> inline void follow(Following what, Floats y, T *out, T *other) {
+    y = rounded<T>(y);
+    if (what == ADDING) {
+        y += load(other);
+    } else if (what == GELU) {
+        Floats value, slope;
+        gelu<fine<T>>(y, value, slope);
+        store(other, slope);
+        y = value;
+    } else if (what == SCALING) {
+        out = other;
+        y *= load(other);
+    }
+    store(out, y);
+}
+
+// TILE_ROWS x TILE_COLUMNS of a b, and what follows it. a: rows of entries, `stride` apart, of which the first `rows` count;
+// b [depth, TILE_COLUMNS] entries; columns: how many of those there are.
+template <typename T>
+void weights_tile(int64_t depth, const float *a, int64_t stride, int64_t rows, const float *b, const T *bias, Following what, T *out, T *other,
+                  int64_t width, int64_t columns) {
+    const float *at[TILE_ROWS];
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++) at[r] = a + std::min<int64_t>(r, rows - 1) * stride;
+    Floats total[TILE_ROWS][TILE_REGISTERS];
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++)
+#pragma GCC unroll 16
+        for (int v = 0; v < TILE_REGISTERS; v++) total[r][v] = bias && v * LANES < columns ? load(bias + v * LANES) : Floats{};
+    for (int64_t p = 0; p < depth; p++) {
+        Floats bs[TILE_REGISTERS];
+#pragma GCC unroll 16
+        for (int v = 0; v < TILE_REGISTERS; v++) bs[v] = load(b + p * TILE_COLUMNS + v * LANES);
+#pragma GCC unroll 16
+        for (int r = 0; r < TILE_ROWS; r++) {
+            Floats factor = (Floats)_mm512_set1_ps(at[r][p]);
+#pragma GCC unroll 16
+            for (int v = 0; v < TILE_REGISTERS; v++) total[r][v] = multiply_add(total[r][v], factor, bs[v], static_cast<const T *>(nullptr));
+        }
+    }
+    float made[TILE_ROWS][TILE_COLUMNS];
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++)
+#pragma GCC unroll 16
+        for (int v = 0; v < TILE_REGISTERS; v++) store(&made[r][v * LANES], total[r][v]);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t v = 0; v < columns; v += LANES) follow(what, load(&made[r][v]), out + r * width + v, other + r * width + v);
+}
+
+// y [rows, m] = x [rows, k] W^T, plus bias [m] unless null, of weight W [m, k]; or, turned, x W of W [k, m]; then what follows.
+// k is a multiple of LANES entries, m of LANES.
+template <typename T>
+void by_weights(int64_t rows, int64_t k, int64_t m, const T *x, const T *weight, int64_t turned, const T *bias, int64_t following, T *out,
+                T *other, int threads) {
+    constexpr int STEP = rows_an_entry<T>;
+    int64_t depth = k / STEP, panels = (m + TILE_COLUMNS - 1) / TILE_COLUMNS;
+    static thread_local std::vector<float> scratch;
+    scratch.resize(panels * TILE_COLUMNS * depth);
+    float *packed = scratch.data();
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t first, last;
+        share(panels, first, last);
+        for (int64_t q = first; q < last; q++)
+            for (int64_t v = 0; v < TILE_COLUMNS; v += LANES) {
+                int64_t c = q * TILE_COLUMNS + v;
+                float *to = packed + q * depth * TILE_COLUMNS + v;
+                for (int64_t p = 0; p < depth; p += LANES) {
+                    Floats square[LANES], sum;
+                    for (int i = 0; i < LANES; i++) {
+                        if (c >= m) square[i] = Floats{};
+                        else if (turned) square[i] = (Floats)entry(weight + (p + i) * STEP * m + c, m, true, sum);
+                        else square[i] = load(reinterpret_cast<const float *>(weight + (c + i) * k) + p);
+                    }
+                    if (!turned) transpose_square(square);
+                    for (int i = 0; i < LANES; i++) store(to + (p + i) * TILE_COLUMNS, square[i]);
+                }
+            }
+#pragma omp barrier
+        constexpr int64_t BLOCK = 16 * TILE_ROWS;  // rows at a time: they stay in the second cache while all panels pass
+        share((rows + TILE_ROWS - 1) / TILE_ROWS, first, last);
+        first *= TILE_ROWS, last = std::min(last * TILE_ROWS, rows);
+        for (int64_t from = first; from < last; from += BLOCK)
+            for (int64_t q = 0; q < panels; q++)
+                for (int64_t r = from; r < std::min(from + BLOCK, last); r += TILE_ROWS) {
+                    int64_t c = q * TILE_COLUMNS, at = r * m + c;
+                    weights_tile(depth, reinterpret_cast<const float *>(x + r * k), depth, std::min<int64_t>(TILE_ROWS, last - r),
+                                 packed + q * depth * TILE_COLUMNS, bias ? bias + c : nullptr, Following(following), out + at, other + at, m,
+                                 std::min<int64_t>(TILE_COLUMNS, m - c));
+                }
+    }
+}
+
 // ----------------------------------------------------------------------------------------------------------------- attention
 
 // A matrix of float32 whose element (r, k) is at[r * row + k * column].
@@ -564,4 +796,22 @@ void attention_backward(int64_t batch, int64_t tokens, int64_t heads, int64_t di
 extern "C" {
 EXPORTED(float, float32)
 EXPORTED(bfloat16, bfloat16)
+
+void by_weights_float32(int64_t rows, int64_t k, int64_t m, const float *x, const float *weight, int64_t turned, const float *bias,
+                        int64_t following, float *out, float *other, int threads) {
+    by_weights(rows, k, m, x, weight, turned, bias, following, out, other, threads);
+}
+void weight_gradient_float32(int64_t rows, int64_t m, int64_t k, const float *grad, const float *x, float *to, float *sums, int threads) {
+    weight_gradient(rows, m, k, grad, x, to, sums, threads);
+}
+#ifdef __AVX512BF16__
+void by_weights_bfloat16(int64_t rows, int64_t k, int64_t m, const bfloat16 *x, const bfloat16 *weight, int64_t turned, const bfloat16 *bias,
+                         int64_t following, bfloat16 *out, bfloat16 *other, int threads) {
+    by_weights(rows, k, m, x, weight, turned, bias, following, out, other, threads);
+}
+void weight_gradient_bfloat16(int64_t rows, int64_t m, int64_t k, const bfloat16 *grad, const bfloat16 *x, bfloat16 *to, bfloat16 *sums,
+                              int threads) {
+    weight_gradient(rows, m, k, grad, x, to, sums, threads);
+}
+#endif
 }

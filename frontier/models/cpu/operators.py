@@ -1,7 +1,7 @@
 """The functions of kernels.cpp as PyTorch operators `frontier::cpu_*`, for float32 and bfloat16, with their shapes on meta.
 
 Operators, not bare calls: whoever watches operators (FLOP counters, selective checkpointing, memory counted on meta) sees them.
-They have no derivatives of their own; `frontier.models.pointwise` and `frontier.models.attention` pair them.
+They have no derivatives of their own; `pointwise`, `attention`, `linear` and `block_function` of `frontier.models` pair them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from frontier.models.cpu.build import library, unavailable
+from frontier.processor import processor
 
 LANES = 16
 """Values that one register holds: widths and head dims must be multiples of it."""
@@ -43,6 +44,8 @@ _SIGNATURES = {
     "norm_backward": "nnpppppppp",
     "gelu_forward": "nppp",
     "multiply": "nppp",
+    "weight_gradient": "nnnpppp",
+    "by_weights": "nnnppnpnpp",
     "column_sums": "nnppp",
     "attention_forward": "nnnnnppp",
     "attention_backward": "nnnnnpppp",
@@ -124,11 +127,27 @@ def _gelu(x: Tensor, slopes: bool, y: Tensor, slope: Tensor) -> None:
 _operator("cpu_gelu(Tensor x, bool slopes) -> (Tensor, Tensor)", _gelu_shapes, _gelu)
 
 
+def _gelu_(x: Tensor, y: Tensor) -> None:
+    _call("gelu_forward", x.dtype, x.numel(), x, y, x)
+
+
+_operator("cpu_gelu_(Tensor(a!) x) -> Tensor", _dense_like, _gelu_)
+"""gelu(x); x becomes the derivative there. x is dense."""
+
+
 def _multiply(a: Tensor, b: Tensor, c: Tensor) -> None:
     _call("multiply", a.dtype, a.numel(), a, b, c)
 
 
 _operator("cpu_multiply(Tensor a, Tensor b) -> Tensor", lambda a, b: _dense_like(a), _multiply)
+
+
+def _multiply_(a: Tensor, b: Tensor, space: Tensor) -> None:
+    _multiply(a, b, b)
+
+
+_operator("cpu_multiply_(Tensor a, Tensor(a!) b) -> Tensor", lambda a, b: b.new_empty(0), _multiply_)
+"""b *= a. b is dense."""
 
 
 def _column_sums(x: Tensor, sums: Tensor) -> None:
@@ -138,6 +157,85 @@ def _column_sums(x: Tensor, sums: Tensor) -> None:
 
 
 _operator("cpu_column_sums(Tensor x) -> Tensor", lambda x: x.new_empty(x.shape[-1]), _column_sums)
+
+
+MOST_WEIGHTS = 2**22
+"""Of a matrix that our products take: they keep it, or float32 sums for it, in caches."""
+
+
+@functools.cache
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Not in bfloat16 on a processor without its dot product, nor on one with matrix tiles (AMX), which oneDNN makes use of."""
+    tiles = "amx_bf16" in (processor("flags") or "").split()
+    return hasattr(library(), f"by_weights_{_NAMES[dtype]}") and not (dtype == torch.bfloat16 and tiles)
+
+
+def multiplies(device_type: str, m: int, k: int, *tensors: Tensor) -> bool:
+    """Whether our products take these on a device of this type, and a matrix of [m, k] weights."""
+    lanes = LANES * 4 // tensors[0].element_size()  # pairs of bfloat16 go together
+    return (
+        m * k <= MOST_WEIGHTS
+        and m % lanes == k % lanes == 0
+        and suits(device_type, m, *tensors)
+        and _multiplies(tensors[0].dtype)
+    )
+
+
+_NOTHING, _ADDING, _GELU, _SCALING = range(4)
+"""`Following` of kernels.cpp."""
+
+
+def _by_weights(x: Tensor, weight: Tensor, turned: bool, bias: Tensor | None, added: Tensor | None, y: Tensor) -> None:
+    sizes = x.numel() // x.shape[-1], x.shape[-1], y.shape[-1]
+    _call("by_weights", x.dtype, *sizes, x, weight, turned, bias, _NOTHING if added is None else _ADDING, y, added)
+
+
+_operator(
+    "cpu_by_weights(Tensor x, Tensor weight, bool turned, Tensor? bias, Tensor? added) -> Tensor",
+    lambda x, weight, turned, bias, added: x.new_empty(*x.shape[:-1], weight.shape[turned]),
+    _by_weights,
+)
+"""x [..., k] W^T + bias + added of W [m, k]; turned: x W + ... of W [k, m]."""
+
+
+def _linear_gelu_shapes(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    shape = *x.shape[:-1], weight.shape[0]
+    return x.new_empty(shape), x.new_empty(shape)
+
+
+def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor, slopes: Tensor) -> None:
+    sizes = x.numel() // x.shape[-1], x.shape[-1], y.shape[-1]
+    _call("by_weights", x.dtype, *sizes, x, weight, False, bias, _GELU, y, slopes)
+
+
+_operator("cpu_linear_gelu(Tensor x, Tensor weight, Tensor bias) -> (Tensor, Tensor)", _linear_gelu_shapes, _linear_gelu)  # fmt: skip
+"""gelu(h) of h = x W^T + bias, and its derivative there."""
+
+
+def _scale_by_weights_(grad: Tensor, weight: Tensor, other: Tensor, nothing: Tensor) -> None:
+    sizes = grad.numel() // grad.shape[-1], grad.shape[-1], other.shape[-1]
+    _call("by_weights", grad.dtype, *sizes, grad, weight, True, None, _SCALING, None, other)
+
+
+_operator(
+    "cpu_scale_by_weights_(Tensor grad, Tensor weight, Tensor(a!) other) -> Tensor",
+    lambda grad, weight, other: other.new_empty(0),
+    _scale_by_weights_,
+)
+"""other *= grad W. other is dense. Returns nothing of use: an operator returns something here."""
+
+
+def _weight_gradient_shapes(grad: Tensor, x: Tensor, sums: bool) -> tuple[Tensor, Tensor]:
+    return grad.new_empty(grad.shape[1], x.shape[1]), grad.new_empty(grad.shape[1] if sums else 0)
+
+
+def _weight_gradient(grad: Tensor, x: Tensor, sums: bool, made: Tensor, of_columns: Tensor) -> None:
+    sizes = *grad.shape, x.shape[1]
+    _call("weight_gradient", grad.dtype, *sizes, grad, x, made, of_columns if sums else None)
+
+
+_operator("cpu_weight_gradient(Tensor grad, Tensor x, bool sums) -> (Tensor, Tensor)", _weight_gradient_shapes, _weight_gradient)  # fmt: skip
+"""grad^T x of [n, m] and [n, k] -> [m, k], and the sums of grad's columns, [m], where asked."""
 
 
 def _attention_shapes(qkv: Tensor, skip: int, keep: bool) -> tuple[Tensor, Tensor]:
