@@ -6,9 +6,9 @@ for the gradients of weights, as MKL takes transposed matrices without a copy: t
 benchmarks/results/training_step_intel.md went from 0.95 to 1.01 times its best rival's rate. In bf16 PyTorch's are
 oneDNN's too; there the gain is that the bias is added inside the product instead of by a copy before it.
 
-Where our own operators are (models/cpu) and oneDNN would be taken, they are, up to `MOST_WEIGHTS`: for matrices of a
-small model's layers by tens of thousands of rows they are the faster ones (benchmarks/cpu_products.py), and a bias, a
-residual sum, GELU and the sums of a bias's gradient need no passes of their own. Not in bf16 with AMX.
+Where our own operators are (models/cpu) and oneDNN would be taken, they are, up to `MOST_WEIGHTS` (gradients of weights:
+`MOST_SUMS`): for a small model's layers and thousands of rows they are the faster ones (benchmarks/cpu_products.py), and
+a bias, a residual sum, GELU and the sums of a bias's gradient need no passes of their own. Not in bf16 with AMX.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frontier.models.attention import meant_device
-from frontier.models.cpu.operators import multiplies, suits
+from frontier.models.cpu.operators import MOST_SUMS, multiplies, suits
 from frontier.processor import processor
 
 _ops = torch.ops.frontier
@@ -111,13 +111,14 @@ def _transposed_product(a: Tensor, b: Tensor) -> Tensor:
 
 def parameter_gradients(grad: Tensor, x: Tensor, weight: bool, bias: bool) -> tuple[Tensor | None, Tensor | None]:
     """grad^T x of [rows, n] and [rows, k] -> [n, k], and the sums of grad's columns -> [n], those that are wanted."""
-    if weight and _ours(grad, grad.shape[1], x.shape[1], x):
+    m, k = grad.shape[1], x.shape[1]
+    if weight and m * k <= MOST_SUMS and _ours(grad, m, k, x):
         of_weight, of_bias = _ops.cpu_weight_gradient(grad, x, bias)
         return of_weight, of_bias if bias else None
     of_weight = None
     if weight:  # the narrower matrix goes first: measured up to twice as fast as the other way round
         multiply = _transposed_product if grad.dtype == torch.float32 and _by_onednn(grad) else _transposed_mm
-        of_weight = multiply(grad, x) if grad.shape[1] <= x.shape[1] else multiply(x, grad).t()
+        of_weight = multiply(grad, x) if m <= k else multiply(x, grad).t()
     return of_weight, column_sums(grad) if bias else None
 
 

@@ -160,7 +160,10 @@ _operator("cpu_column_sums(Tensor x) -> Tensor", lambda x: x.new_empty(x.shape[-
 
 
 MOST_WEIGHTS = 2**22
-"""Of a matrix that our products take: they keep it, or float32 sums for it, in caches."""
+"""Of a matrix that our products take, which keep it in caches."""
+
+MOST_SUMS = 2**20
+"""Of a matrix whose gradient is ours: its float32 sums stay in caches. Beyond it oneDNN's was measured 10 to 20 % faster."""
 
 
 @functools.cache
