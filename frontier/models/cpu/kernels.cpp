@@ -357,24 +357,31 @@ inline Floats multiply_add(Floats sum, Floats a, Floats b, const bfloat16 *) {
 }
 #endif
 
-// c [TILE_ROWS, TILE_COLUMNS] += a^T b of entries a [depth, TILE_ROWS], b [depth, TILE_COLUMNS].
-template <typename T> void add_tile(int64_t depth, const float *a, const float *b, float *c) {
-    Floats total[TILE_ROWS][TILE_REGISTERS];
-#pragma GCC unroll 16
-    for (int r = 0; r < TILE_ROWS; r++)
-#pragma GCC unroll 16
-        for (int v = 0; v < TILE_REGISTERS; v++) total[r][v] = Floats{};
+typedef Floats Tile[TILE_ROWS][TILE_REGISTERS];
+
+// total += a b, a(p, r) and b [depth, TILE_COLUMNS] entries.
+template <typename T, typename A> __attribute__((always_inline)) inline void accumulate(int64_t depth, A a, const float *b, Tile &total) {
     for (int64_t p = 0; p < depth; p++) {
         Floats bs[TILE_REGISTERS];
 #pragma GCC unroll 16
         for (int v = 0; v < TILE_REGISTERS; v++) bs[v] = load(b + p * TILE_COLUMNS + v * LANES);
 #pragma GCC unroll 16
         for (int r = 0; r < TILE_ROWS; r++) {
-            Floats factor = (Floats)_mm512_set1_ps(a[p * TILE_ROWS + r]);
+            Floats factor = (Floats)_mm512_set1_ps(a(p, r));
 #pragma GCC unroll 16
             for (int v = 0; v < TILE_REGISTERS; v++) total[r][v] = multiply_add(total[r][v], factor, bs[v], static_cast<const T *>(nullptr));
         }
     }
+}
+
+// c [TILE_ROWS, TILE_COLUMNS] += a^T b of entries a [depth, TILE_ROWS], b [depth, TILE_COLUMNS].
+template <typename T> void add_tile(int64_t depth, const float *a, const float *b, float *c) {
+    Tile total;
+#pragma GCC unroll 16
+    for (int r = 0; r < TILE_ROWS; r++)
+#pragma GCC unroll 16
+        for (int v = 0; v < TILE_REGISTERS; v++) total[r][v] = Floats{};
+    accumulate<T>(depth, [a](int64_t p, int r) { return a[p * TILE_ROWS + r]; }, b, total);
 #pragma GCC unroll 16
     for (int r = 0; r < TILE_ROWS; r++)
 #pragma GCC unroll 16
@@ -505,22 +512,12 @@ void weights_tile(int64_t depth, const float *a, int64_t stride, int64_t rows, c
     const float *at[TILE_ROWS];
 #pragma GCC unroll 16
     for (int r = 0; r < TILE_ROWS; r++) at[r] = a + std::min<int64_t>(r, rows - 1) * stride;
-    Floats total[TILE_ROWS][TILE_REGISTERS];
+    Tile total;
 #pragma GCC unroll 16
     for (int r = 0; r < TILE_ROWS; r++)
 #pragma GCC unroll 16
         for (int v = 0; v < TILE_REGISTERS; v++) total[r][v] = bias && v * LANES < columns ? load(bias + v * LANES) : Floats{};
-    for (int64_t p = 0; p < depth; p++) {
-        Floats bs[TILE_REGISTERS];
-#pragma GCC unroll 16
-        for (int v = 0; v < TILE_REGISTERS; v++) bs[v] = load(b + p * TILE_COLUMNS + v * LANES);
-#pragma GCC unroll 16
-        for (int r = 0; r < TILE_ROWS; r++) {
-            Floats factor = (Floats)_mm512_set1_ps(at[r][p]);
-#pragma GCC unroll 16
-            for (int v = 0; v < TILE_REGISTERS; v++) total[r][v] = multiply_add(total[r][v], factor, bs[v], static_cast<const T *>(nullptr));
-        }
-    }
+    accumulate<T>(depth, [&at](int64_t p, int r) { return at[r][p]; }, b, total);
     float made[TILE_ROWS][TILE_COLUMNS];
 #pragma GCC unroll 16
     for (int r = 0; r < TILE_ROWS; r++)
