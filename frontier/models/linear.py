@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from frontier.models.attention import meant_device
 from frontier.models.cpu.operators import MOST_SUMS, multiplies, suits
@@ -131,6 +132,7 @@ class LinearFunction(torch.autograd.Function):
         return plain_linear(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
@@ -139,7 +141,7 @@ class LinearFunction(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear`, through oneDNN for plain tensors of `ONEDNN_TYPES` that are not empty on a CPU with AVX-512."""
+    """`F.linear`, through `LinearFunction` for plain tensors of `ONEDNN_TYPES` that are not empty on a CPU with AVX-512."""
     plain = type(x) is Tensor and type(weight) in (Tensor, nn.Parameter)  # no sharded or fake tensors
     if _by_onednn(x) and plain and x.dtype == weight.dtype and x.numel() and not torch.is_autocast_enabled("cpu"):
         return LinearFunction.apply(x, weight, bias)
