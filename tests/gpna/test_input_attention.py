@@ -83,13 +83,15 @@ def written_out(m: InputAttention, samples: list[Tensor]) -> Tensor:
 
 
 def close(found: dict[str, Tensor], wanted: dict[str, Tensor], bound: float = 1e-6) -> None:
-    """Equal to `bound` times each gradient's greatest element (float64), or its norm (float32, where one element in thousands
-    rounds by ten times what the others do)."""
     for name, value in wanted.items():
-        apart = found[name] - value
-        assert apart.norm() <= bound * value.norm() + 1e-9, name
-        if value.dtype == torch.float64:
-            assert apart.abs().max() <= bound * value.abs().max(), name
+        scale = value.abs().max()
+        assert (found[name] - value).abs().max() <= bound * scale + 1e-3 * bound, name
+
+
+def close_in_norm(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """For other orders of summation in float32, where one element in thousands rounds by ten times what the others do."""
+    for name, value in wanted.items():
+        assert (found[name] - value).norm() <= 1e-6 * value.norm() + 1e-9, name
 
 
 def test_the_equations() -> None:
@@ -118,7 +120,7 @@ def test_loop_padded_batch_and_clusters_are_equal(mixed: bool, options) -> None:
     wanted, grads = run(m, layout(False), tokens(False), method="each")
     found, theirs = run(m, layout(mixed), tokens(mixed), **options)
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
-    close(theirs, grads)
+    close_in_norm(theirs, grads)
     m = m.double()
     wanted, grads = run(m, layout(False), tokens(False).double(), method="each")
     found, theirs = run(m, layout(mixed), tokens(mixed).double(), **options)
